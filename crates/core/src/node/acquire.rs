@@ -1,0 +1,329 @@
+//! The ladder: where the next slot for a queue comes from. One cost rule on measured figures decides; the
+//! order of the rungs only breaks ties.
+//!
+//! ```text
+//! wait    (queued + 1) · S / slots
+//! lease   rtt + resume? + P(refuse) · next
+//! resume  resume
+//! start   create + init
+//! ```
+
+use super::holder::OutRequest;
+use super::home::HomeStep;
+use super::{Node, Timer};
+use crate::container::Lifecycle;
+use crate::ids::{ActionId, ActivationId, Epoch, NodeId};
+use crate::output::{Attempt, Output, SendReserve};
+use crate::time::{Micros, SECOND};
+
+/// Peers that an origin asks for one activation, each once.
+const MOST_ASKED: usize = 3;
+/// Steps of one look at a backlog; the next look follows after `decide_interval`.
+const MOST_STEPS: usize = 64;
+/// Most slots asked for in one Reserve.
+const MOST_SLOTS: u32 = 64;
+
+/// A peer that may have a slot.
+#[derive(Debug, Clone)]
+struct Candidate {
+    peer: NodeId,
+    free: u32,
+    cost: Micros,
+    /// How long the owner may hold the request; 0 when it shows free slots.
+    wait_us: Micros,
+    start: bool,
+}
+
+/// One Reserve as it is decided; the rest of the message follows from it.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) to: NodeId,
+    pub(super) owner_epoch: Epoch,
+    pub(super) slots: u32,
+    pub(super) wait_us: Micros,
+    pub(super) start: bool,
+    pub(super) run: Option<Attempt>,
+}
+
+/// What the queue can count on already.
+#[derive(Debug, Default)]
+struct Supply {
+    /// Slots that serve this queue, busy ones included.
+    slots: u32,
+    /// Slots asked for at peers.
+    reserving: u32,
+    /// Slots of containers that start or resume here.
+    coming: u32,
+}
+
+impl Node {
+    /// Serves one action: queues first, then peers that wait, then looks for more slots.
+    pub(super) fn serve(&mut self, name: &ActionId) {
+        self.serve_queue(name);
+        self.serve_waiting(name);
+        self.recall_if_short(name);
+        self.acquire(name);
+        self.start_for_waiting(name);
+    }
+
+    fn acquire(&mut self, name: &ActionId) {
+        for _ in 0..MOST_STEPS {
+            let Some(action) = self.actions.get(name) else { return };
+            let queued = action.queue.len() as u32;
+            if queued == 0 {
+                return;
+            }
+            let supply = self.supply(name);
+            let wait = self.wait_cost(name, queued, &supply);
+            let lease = (queued > supply.reserving).then(|| self.best_candidate(name)).flatten();
+            let uncovered = queued > supply.reserving + supply.coming;
+            let resume = uncovered.then(|| self.resumable(name)).flatten();
+            let start = uncovered.then(|| self.start_cost(name)).flatten();
+
+            let lease_cost = lease.as_ref().map_or(Micros::MAX, |c| c.cost);
+            let resume_cost = if resume.is_some() { self.resume_cost(name) } else { Micros::MAX };
+            let start_cost = start.unwrap_or(Micros::MAX);
+            let best = lease_cost.min(resume_cost).min(start_cost);
+            let behind = self.falls_behind(name, &supply);
+            if best == Micros::MAX || (best >= wait && !behind) {
+                break;
+            }
+            let went_on = if lease_cost == best {
+                lease.is_some_and(|candidate| self.reserve_at(name, candidate, queued - supply.reserving))
+            } else if resume_cost == best {
+                resume.is_some_and(|number| self.resume(number))
+            } else {
+                self.start_or_ask_home(name)
+            };
+            if !went_on {
+                break;
+            }
+        }
+        let waiting = self.actions.get(name).is_some_and(|a| !a.queue.is_empty());
+        if waiting {
+            self.arm_decide(name);
+        }
+    }
+
+    /// Looks at the backlog again after a while: estimates age, and a slow run makes a start worth it.
+    pub(super) fn arm_decide(&mut self, name: &ActionId) {
+        let at = self.now + self.cfg().decide_interval_us;
+        let Some(action) = self.actions.get_mut(name) else { return };
+        if !std::mem::replace(&mut action.decide_armed, true) {
+            self.arm(at, Timer::Decide(name.clone()));
+        }
+    }
+
+    pub(super) fn decide_due(&mut self, name: &ActionId) {
+        if let Some(action) = self.actions.get_mut(name) {
+            action.decide_armed = false;
+            self.touch(name);
+        }
+    }
+
+    fn supply(&self, name: &ActionId) -> Supply {
+        let mut supply = Supply::default();
+        let Some(action) = self.actions.get(name) else { return supply };
+        for container in action.containers.iter().filter_map(|n| self.containers.get(n)) {
+            match container.state() {
+                Lifecycle::Warm => supply.slots += container.slots - container.leased_slots(),
+                Lifecycle::Starting | Lifecycle::Initializing | Lifecycle::Resuming => supply.coming += container.slots,
+                _ => {}
+            }
+        }
+        supply.coming += action.starts_queued * action.spec.concurrency;
+        if matches!(action.home, HomeStep::Asked { .. }) {
+            supply.coming += action.spec.concurrency;
+        }
+        let held = action.held.iter().filter(|key| self.serves(key, action));
+        supply.slots += held.filter_map(|k| self.held.get(k)).map(|l| l.slots).sum::<u32>();
+        supply.reserving = action
+            .reserving
+            .iter()
+            .filter_map(|n| match self.requests.get(n) {
+                Some(OutRequest::Reserve(r)) if !r.granted => Some(r.slots - u32::from(r.run.is_some())),
+                _ => None,
+            })
+            .sum();
+        supply
+    }
+
+    /// What the last in the queue would wait; infinite with nothing to wait for.
+    fn wait_cost(&self, name: &ActionId, queued: u32, supply: &Supply) -> Micros {
+        let slots = supply.slots + supply.reserving + supply.coming;
+        if slots == 0 {
+            return Micros::MAX;
+        }
+        let service = self.env.estimates.service(name).unwrap_or(0).max(self.oldest_run(name));
+        u64::from(queued + 1).saturating_mul(service) / u64::from(slots)
+    }
+
+    /// Whether the arrivals here need more slots than there are, at four fifths of use: λ · S / 0.8, what keeps a
+    /// backlog from growing (OpenWhisk's scheduler v2 adds containers by this).
+    fn falls_behind(&self, name: &ActionId, supply: &Supply) -> bool {
+        let estimates = &self.env.estimates;
+        let (Some(service), Some((gap, _))) = (estimates.service(name), estimates.gap(name)) else { return false };
+        let slots = u64::from(supply.slots + supply.reserving + supply.coming);
+        service.saturating_mul(5) > slots.saturating_mul(gap.max(1)).saturating_mul(4)
+    }
+
+    /// How long the oldest run of the action has lasted: a floor for its service time.
+    fn oldest_run(&self, name: &ActionId) -> Micros {
+        let Some(action) = self.actions.get(name) else { return 0 };
+        let containers = action.containers.iter().filter_map(|n| self.containers.get(n));
+        let own = containers.filter_map(|c| c.runs().values().next()).map(|r| r.started_at);
+        let leased = self.requests.values().filter_map(|request| request.running_since(name));
+        own.chain(leased).map(|since| self.now.since(since)).max().unwrap_or(0)
+    }
+
+    fn resume_cost(&self, name: &ActionId) -> Micros {
+        let start_us = self.actions.get(name).map_or(0, |a| self.env.estimates.start(&a.spec.image));
+        self.env.estimates.resume(start_us)
+    }
+
+    fn resumable(&self, name: &ActionId) -> Option<u64> {
+        let action = self.actions.get(name)?;
+        action.containers.iter().copied().find(|n| {
+            self.containers.get(n).is_some_and(|c| c.state() == Lifecycle::Paused && c.revision == action.spec.revision)
+        })
+    }
+
+    /// What a start here costs, with those under way before it; none if it can never fit.
+    fn start_cost(&self, name: &ActionId) -> Option<Micros> {
+        let action = self.actions.get(name)?;
+        if self.drain.is_some() || action.spec.memory_mb > self.cfg().memory_mb {
+            return None;
+        }
+        let alone = self.env.estimates.start(&action.spec.image);
+        let ahead = self.starting() as u64 + self.starts.iter().count() as u64;
+        let crowded = alone.saturating_mul(1 + ahead / self.cfg().parallel_starts as u64);
+        // When memory is short, somebody has to go first.
+        let short = self.memory_used_mb + action.spec.memory_mb > self.cfg().memory_mb;
+        Some(if short { crowded + self.cfg().urgent_window_us } else { crowded })
+    }
+
+    /// The cheapest peer to ask, not asked yet for the activation that would ask; of two random ones that show
+    /// free slots, the freer.
+    fn best_candidate(&mut self, name: &ActionId) -> Option<Candidate> {
+        let action = self.actions.get(name)?;
+        let asker = self.asker(name)?;
+        let asked = &self.activations.get(&asker)?.asked;
+        let hint = self.activations.get(&asker)?.hint.clone();
+        let asking: Vec<&NodeId> = action
+            .reserving
+            .iter()
+            .filter_map(|n| self.requests.get(n))
+            .filter(|r| !r.carries_body())
+            .map(|r| r.to())
+            .collect();
+        let start_us = self.env.estimates.start(&action.spec.image);
+        let adverts = self.adverts.get(&action.hash);
+        let mut free: Vec<Candidate> = Vec::new();
+        let mut rest: Vec<Candidate> = Vec::new();
+        for (peer, facts) in &self.peers {
+            if !facts.live || facts.draining || asked.contains(peer) {
+                continue;
+            }
+            let rtt = self.env.estimates.rtt(peer);
+            let refusal = self.env.estimates.refusal(peer);
+            let lease = |extra: Micros| rtt + extra + refusal * (rtt + start_us) / 1000;
+            let shown = adverts.and_then(|a| a.get(peer)).filter(|a| a.epoch == facts.epoch);
+            let shown_free = shown.map_or(0, |a| a.free(self.now, self.cfg()));
+            let candidate = |free, cost, wait_us, start| Candidate { peer: peer.clone(), free, cost, wait_us, start };
+            if shown_free > 0 {
+                free.push(candidate(shown_free, lease(0), 0, false));
+            } else if asking.contains(&peer) {
+                continue;
+            } else if hint.as_ref() == Some(peer) {
+                free.push(candidate(1, lease(0), 0, false));
+            } else if let Some(advert) = shown.map(|a| a.advert) {
+                let wait_us = self.cfg().max_wait_us.min(start_us.saturating_mul(4));
+                if advert.paused > 0 {
+                    rest.push(candidate(1, lease(self.env.estimates.resume(start_us)), wait_us, false));
+                } else if advert.starting > 0 {
+                    rest.push(candidate(1, lease(start_us / 2), wait_us, false));
+                }
+            }
+        }
+        if !free.is_empty() {
+            let one = self.random(free.len());
+            let other = self.random(free.len());
+            let pick = if free[other].free > free[one].free { other } else { one };
+            return Some(free.swap_remove(pick));
+        }
+        let paused_or_starting = rest.into_iter().min_by_key(|c| c.cost);
+        paused_or_starting.or_else(|| self.peer_with_room(name, &asker))
+    }
+
+    /// When memory is short here: a peer with room to start a container.
+    fn peer_with_room(&self, name: &ActionId, asker: &ActivationId) -> Option<Candidate> {
+        let action = self.actions.get(name)?;
+        let needed_mb = action.spec.memory_mb;
+        if self.memory_used_mb + needed_mb <= self.cfg().memory_mb {
+            return None;
+        }
+        let asked = &self.activations.get(asker)?.asked;
+        let start_us = self.env.estimates.start(&action.spec.image);
+        let roomy = self.peers.iter().filter(|(peer, facts)| {
+            facts.live && !facts.draining && facts.room_mb >= needed_mb && !asked.contains(peer)
+        });
+        let (peer, facts) = roomy.max_by_key(|(_, facts)| facts.room_mb)?;
+        debug_assert!(facts.live);
+        let cost = self.env.estimates.rtt(peer) + start_us;
+        Some(Candidate { peer: peer.clone(), free: 1, cost, wait_us: self.cfg().max_wait_us, start: true })
+    }
+
+    /// The first in the queue that may still ask a peer.
+    fn asker(&self, name: &ActionId) -> Option<ActivationId> {
+        let action = self.actions.get(name)?;
+        let may_ask = |id: &&ActivationId| self.activations.get(id).is_some_and(|a| a.asked.len() < MOST_ASKED);
+        action.queue.values().find(may_ask).copied()
+    }
+
+    /// Sends a Reserve; a small body travels with it when the peer shows a free slot.
+    fn reserve_at(&mut self, name: &ActionId, candidate: Candidate, needed: u32) -> bool {
+        let Some(id) = self.asker(name) else { return false };
+        let Some(epoch) = self.peers.get(&candidate.peer).map(|p| p.epoch) else { return false };
+        let small_body_bytes = self.cfg().small_body_bytes;
+        let Some(activation) = self.activations.get_mut(&id) else { return false };
+        activation.asked.push(candidate.peer.clone());
+        activation.hint = None;
+        let carried = candidate.wait_us == 0 && activation.body_bytes <= small_body_bytes;
+        let run = carried.then_some(Attempt { activation: id, attempt: activation.attempt });
+        if carried {
+            self.dequeue(id);
+        }
+        let slots = needed.min(if candidate.free >= 4 { MOST_SLOTS } else { candidate.free }).max(1);
+        self.count_taken(name, &candidate.peer, slots);
+        let Candidate { peer, wait_us, start, .. } = candidate;
+        self.send_reserve(name, Ask { to: peer, owner_epoch: epoch, slots, wait_us, start, run })
+    }
+
+    pub(super) fn send_reserve(&mut self, name: &ActionId, ask: Ask) -> bool {
+        let Ask { to, owner_epoch, slots, wait_us, start, run } = ask;
+        let Some(action) = self.actions.get(name) else { return false };
+        let (revision, timeout_us) = (action.spec.revision.clone(), action.spec.timeout_us);
+        let request = self.next_request(&to);
+        let open_from = self.open_from(&to);
+        let number = request.number;
+        let reserve = SendReserve {
+            request,
+            to,
+            owner_epoch,
+            open_from,
+            action: name.clone(),
+            revision,
+            slots,
+            wait_us,
+            start,
+            run,
+            timeout_us: if run.is_some() { timeout_us } else { wait_us + SECOND },
+        };
+        self.emit(Output::SendReserve(reserve.clone()));
+        self.requests.insert(number, OutRequest::reserve(reserve, self.now));
+        if let Some(action) = self.actions.get_mut(name) {
+            action.reserving.insert(number);
+        }
+        true
+    }
+}

@@ -1,0 +1,254 @@
+//! Own activations: they wait in their action's queue until a slot is theirs, and are bound to it in one step.
+
+use std::sync::Arc;
+
+use super::{Node, Timer};
+use crate::ids::{ActionId, ActionSpec, ActivationId, NodeId, RunId};
+use crate::input::RunEnd;
+use crate::output::{Output, Refusal, Served};
+use crate::time::{MS, SECOND, Time};
+
+/// Times a body may fail to reach its container before the activation is given up.
+const MOST_NEVER_STARTED: u32 = 3;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Activation {
+    pub(super) action: ActionId,
+    pub(super) body_bytes: u64,
+    /// Its place in the queue, which it gets back when an owner refuses it.
+    pub(super) seq: u64,
+    /// Since when it waits: its arrival, or when it was to be run again.
+    pub(super) waits_since: Time,
+    /// Peers asked for it, hints included.
+    pub(super) asked: Vec<NodeId>,
+    /// A better peer, as one that refused has told.
+    pub(super) hint: Option<NodeId>,
+    pub(super) attempt: u32,
+    pub(super) never_started: u32,
+    /// An earlier attempt may have run: its end is never told as 'has not run'.
+    pub(super) maybe_ran: bool,
+    queued: bool,
+    /// The caller has left.
+    cancelled: bool,
+}
+
+impl Activation {
+    pub(super) fn queued_at(&self, seq: u64, action: &ActionId) -> bool {
+        self.queued && self.seq == seq && self.action == *action
+    }
+}
+
+impl Node {
+    pub(super) fn handle_invoke(&mut self, id: ActivationId, spec: Arc<ActionSpec>, body_bytes: u64) {
+        if self.drain.is_some() {
+            return self.emit(Output::Refuse { activation: id, refusal: Refusal::Draining });
+        }
+        let name = spec.action.clone();
+        self.learn_spec(spec);
+        self.env.estimates.arrived(&name, self.now);
+        let Some(action) = self.actions.get(&name) else { return };
+        let queued = action.queue.len();
+        if queued >= self.cfg().queue_per_action || self.queued_bytes + body_bytes > self.cfg().queue_bytes {
+            let retry_after_us = self.env.estimates.service(&name).unwrap_or(SECOND).max(100 * MS);
+            return self.emit(Output::Refuse { activation: id, refusal: Refusal::QueueFull { retry_after_us } });
+        }
+        self.counters.arrival += 1;
+        let activation = Activation {
+            action: name.clone(),
+            body_bytes,
+            seq: self.counters.arrival,
+            waits_since: self.now,
+            maybe_ran: false,
+            asked: Vec::new(),
+            hint: None,
+            attempt: 0,
+            never_started: 0,
+            queued: false,
+            cancelled: false,
+        };
+        self.activations.insert(id, activation);
+        self.enqueue(id);
+        self.serve_queue(&name);
+        if self.activations.get(&id).is_some_and(|a| a.queued) {
+            self.arm(self.now + self.cfg().max_queue_wait_us, Timer::GiveUp(id));
+        }
+        self.touch(&name);
+    }
+
+    pub(super) fn handle_cancel(&mut self, id: ActivationId) {
+        let Some(activation) = self.activations.get_mut(&id) else { return };
+        activation.cancelled = true;
+        if activation.queued && activation.maybe_ran {
+            self.refuse(id, Refusal::Cancelled);
+        } else if activation.queued {
+            self.dequeue(id);
+            self.activations.remove(&id);
+        }
+    }
+
+    /// Binds queued activations to free slots: own containers first, then leases already held.
+    pub(super) fn serve_queue(&mut self, name: &ActionId) {
+        while let Some(id) = self.actions.get(name).and_then(|a| a.queue.values().next().copied()) {
+            if let Some(number) = self.free_container(name) {
+                self.bind_local(id, number);
+            } else if let Some(lease) = self.usable_lease(name) {
+                self.bind_leased(id, lease);
+            } else {
+                break;
+            }
+        }
+    }
+
+    /// An own warm container of the newest revision with a free slot; the fullest, so that others may go idle.
+    pub(super) fn free_container(&self, name: &ActionId) -> Option<u64> {
+        let action = self.actions.get(name)?;
+        let candidates = action.containers.iter().filter_map(|n| Some((*n, self.containers.get(n)?)));
+        candidates
+            .filter(|(_, c)| c.free() > 0 && c.revision == action.spec.revision)
+            .min_by_key(|(number, c)| (c.free(), *number))
+            .map(|(number, _)| number)
+    }
+
+    fn bind_local(&mut self, id: ActivationId, number: u64) {
+        self.dequeue(id);
+        let run = self.next_run();
+        let now = self.now;
+        self.cancel_intent_by_use(number);
+        let Some(container) = self.containers.get_mut(&number) else { return };
+        // The first run after a start or a resume is the one that paid for it.
+        let served = container.fresh.take().unwrap_or(Served::Local);
+        container.start_own(run, id, now);
+        self.emit(Output::RunLocal { activation: id, run, container: number, served });
+    }
+
+    pub(super) fn handle_run_finished(&mut self, number: u64, run: RunId, end: RunEnd) {
+        let now = self.now;
+        let Some(container) = self.containers.get_mut(&number).filter(|c| c.runs().contains_key(&run)) else {
+            return self.voided_run_finished(run, end);
+        };
+        let name = container.action.clone();
+        match end {
+            RunEnd::Answered => {
+                let Some(ended) = container.end_run(run, now) else { return };
+                self.env.estimates.served(&name, now.since(ended.started_at));
+                self.activations.remove(&ended.activation);
+                self.arm_idle(number);
+            }
+            RunEnd::NeverStarted => {
+                let Some(ended) = container.end_run(run, now) else { return };
+                self.requeue_never_started(ended.activation);
+                // It takes no runs any more; those that it has may well end.
+                self.retire(number);
+            }
+            // Nobody knows whether it still runs in there: its slot never returns.
+            RunEnd::TimedOut | RunEnd::Lost => {
+                let Some(ended) = container.overdue(run) else { return };
+                let (activation, took) = (ended.activation, now.since(ended.started_at));
+                self.env.estimates.served(&name, took);
+                self.activations.remove(&activation);
+                self.retire(number);
+            }
+        }
+        self.touch_container(number);
+        self.end_if_retired(number);
+    }
+
+    /// Its container was dead or gone before: only what the run tells of its activation counts.
+    fn voided_run_finished(&mut self, run: RunId, end: RunEnd) {
+        let Some(id) = self.voided.remove(&run) else { return };
+        if end == RunEnd::NeverStarted {
+            self.requeue_never_started(id);
+        } else if let Some(ended) = self.activations.remove(&id) {
+            self.touch(&ended.action);
+        }
+    }
+
+    /// The body provably never left: the activation returns to its old place.
+    fn requeue_never_started(&mut self, id: ActivationId) {
+        let Some(activation) = self.activations.get_mut(&id) else { return };
+        activation.never_started += 1;
+        if activation.never_started >= MOST_NEVER_STARTED {
+            self.refuse(id, Refusal::StartFailed);
+        } else {
+            self.requeue(id);
+        }
+    }
+
+    /// Back to its old place, unless its caller has left or this node takes no more work.
+    pub(super) fn requeue(&mut self, id: ActivationId) {
+        let Some(activation) = self.activations.get(&id) else { return };
+        if activation.cancelled {
+            self.refuse(id, Refusal::Cancelled);
+        } else if self.now.since(activation.waits_since) >= self.cfg().max_queue_wait_us {
+            self.refuse(id, Refusal::NoCapacity { retry_after_us: SECOND });
+        } else if self.drain.is_some() {
+            self.refuse(id, Refusal::Draining);
+        } else if self.actions.get(&activation.action).is_some_and(|a| a.deleted) {
+            self.refuse(id, Refusal::Deleted);
+        } else {
+            let give_up_at = activation.waits_since + self.cfg().max_queue_wait_us;
+            self.enqueue(id);
+            self.arm(give_up_at, Timer::GiveUp(id));
+        }
+    }
+
+    /// Ends an activation that has not run, or of which nobody knows whether it has. Its task is told in any
+    /// case: it waits even when its caller has left.
+    pub(super) fn refuse(&mut self, id: ActivationId, refusal: Refusal) {
+        self.dequeue(id);
+        match self.activations.remove(&id) {
+            Some(activation) if activation.maybe_ran => self.emit(Output::Indeterminate { activation: id }),
+            Some(_) => self.emit(Output::Refuse { activation: id, refusal }),
+            None => {}
+        }
+    }
+
+    pub(super) fn refuse_queue(&mut self, name: &ActionId, refusal: Refusal) {
+        let Some(action) = self.actions.get(name) else { return };
+        for id in action.queue.values().copied().collect::<Vec<_>>() {
+            self.refuse(id, refusal);
+        }
+    }
+
+    /// Refuses those that have waited since before that moment.
+    pub(super) fn refuse_waiting_since(&mut self, name: &ActionId, since: Time) {
+        let Some(action) = self.actions.get(name) else { return };
+        for id in action.queue.values().copied().collect::<Vec<_>>() {
+            if self.activations.get(&id).is_some_and(|a| a.waits_since <= since) {
+                self.refuse(id, Refusal::NoCapacity { retry_after_us: SECOND });
+            }
+        }
+    }
+
+    pub(super) fn give_up(&mut self, id: ActivationId) {
+        if self.activations.get(&id).is_some_and(|a| a.queued) {
+            self.refuse(id, Refusal::NoCapacity { retry_after_us: SECOND });
+        }
+    }
+
+    pub(super) fn dequeue(&mut self, id: ActivationId) {
+        let Some(activation) = self.activations.get_mut(&id) else { return };
+        if std::mem::take(&mut activation.queued) {
+            self.queued_bytes -= activation.body_bytes;
+            self.timers.remove(&(activation.waits_since + self.env.cfg.max_queue_wait_us, Timer::GiveUp(id)));
+            if let Some(action) = self.actions.get_mut(&activation.action) {
+                action.queue.remove(&activation.seq);
+            }
+        }
+    }
+
+    pub(super) fn next_run(&mut self) -> RunId {
+        self.counters.run += 1;
+        RunId(self.counters.run)
+    }
+
+    fn enqueue(&mut self, id: ActivationId) {
+        let Some(activation) = self.activations.get_mut(&id) else { return };
+        let Some(action) = self.actions.get_mut(&activation.action) else { return };
+        activation.queued = true;
+        self.queued_bytes += activation.body_bytes;
+        action.queue.insert(activation.seq, id);
+        let name = activation.action.clone();
+        self.touch(&name);
+    }
+}

@@ -1,0 +1,318 @@
+//! Membership and adverts: what gossip says, taken as hints. State of an older epoch never replaces that of a
+//! newer one.
+
+use std::collections::BTreeMap;
+
+use super::{Node, Timer};
+use crate::config::Config;
+use crate::container::Lifecycle;
+use crate::ids::{ActionHash, ActionId, Epoch, NodeId};
+use crate::output::{Advert, Event, Output};
+use crate::time::Time;
+
+/// Peers remembered, dead ones included.
+const MOST_PEERS: usize = 2048;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Peer {
+    pub(super) epoch: Epoch,
+    pub(super) live: bool,
+    pub(super) draining: bool,
+    pub(super) room_mb: u64,
+    /// Requests sent to it, and the numbers of those that it may still get again, each with how many were sent
+    /// before it.
+    pub(super) sent: u64,
+    pub(super) open: BTreeMap<u64, u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct PeerAdvert {
+    pub(super) epoch: Epoch,
+    pub(super) advert: Advert,
+    /// Slots that we asked for and gossip has not shown yet; forgotten when it should have.
+    taken: u32,
+    taken_at: Time,
+    /// From gossip; else from a grant, which came before gossip told of the container.
+    gossiped: bool,
+}
+
+impl PeerAdvert {
+    pub(super) fn free(&self, now: Time, cfg: &Config) -> u32 {
+        let believed_us = cfg.advert_interval_us + 4 * cfg.gossip_interval_us;
+        let taken = if now.since(self.taken_at) < believed_us { self.taken } else { 0 };
+        self.advert.free_at_least().saturating_sub(taken)
+    }
+}
+
+/// The last advert of an own action.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Published {
+    advert: Advert,
+    at: Time,
+}
+
+impl Node {
+    pub(super) fn on_peer_up(&mut self, name: NodeId, epoch: Epoch) {
+        if name == self.id {
+            return;
+        }
+        match self.peers.get_mut(&name) {
+            Some(peer) if peer.epoch > epoch => return,
+            Some(peer) if peer.epoch == epoch => {
+                if std::mem::replace(&mut peer.live, true) {
+                    return;
+                }
+            }
+            Some(peer) => {
+                peer.epoch = epoch;
+                peer.live = true;
+                peer.draining = false;
+                peer.room_mb = 0;
+                self.env.estimates.forget_peer(&name);
+                self.void_held_of(&name, epoch);
+                self.drop_adverts_of(&name, Some(epoch));
+                self.notices.forget_node(&name);
+            }
+            None => {
+                if self.peers.len() >= MOST_PEERS {
+                    let idle = self.peers.iter().find(|(_, p)| !p.live && p.open.is_empty()).map(|(n, _)| n.clone());
+                    match idle {
+                        Some(idle) => self.peers.remove(&idle),
+                        None => return,
+                    };
+                }
+                let peer = Peer { epoch, live: true, draining: false, room_mb: 0, sent: 0, open: BTreeMap::new() };
+                self.peers.insert(name.clone(), peer);
+            }
+        }
+        self.note(Event::PeerUp { peer: name, epoch });
+    }
+
+    /// A verdict of gossip ends no lease: those expire by themselves, or the next run on them tells.
+    pub(super) fn on_peer_down(&mut self, name: &NodeId, epoch: Epoch) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        if peer.epoch != epoch || !std::mem::replace(&mut peer.live, false) {
+            return;
+        }
+        self.drop_adverts_of(name, None);
+        self.notices.forget_node(name);
+        self.note(Event::PeerDown { peer: name.clone(), epoch });
+        let backlog: Vec<ActionId> =
+            self.actions.iter().filter(|(_, a)| !a.queue.is_empty()).map(|(n, _)| n.clone()).collect();
+        for action in backlog {
+            self.touch(&action);
+        }
+    }
+
+    pub(super) fn on_peer_facts(&mut self, name: &NodeId, epoch: Epoch, draining: bool, room_mb: u64) {
+        if let Some(peer) = self.peers.get_mut(name).filter(|p| p.epoch == epoch) {
+            peer.draining = draining;
+            peer.room_mb = room_mb;
+        }
+    }
+
+    pub(super) fn on_advert(&mut self, name: NodeId, epoch: Epoch, hash: ActionHash, advert: Advert) {
+        if self.peers.get(&name).is_none_or(|p| p.epoch != epoch) {
+            return;
+        }
+        let known = self.adverts.get(&hash).is_some_and(|a| a.get(&name).is_some_and(|a| a.gossiped));
+        if advert == Advert::default() {
+            if let Some(adverts) = self.adverts.get_mut(&hash) {
+                adverts.remove(&name);
+                if adverts.is_empty() {
+                    self.adverts.remove(&hash);
+                }
+            }
+            return;
+        }
+        let count = self.adverts.values().filter(|a| a.get(&name).is_some_and(|a| a.gossiped)).count();
+        if !known && count >= self.cfg().adverts_per_peer {
+            return;
+        }
+        self.adverts
+            .entry(hash)
+            .or_default()
+            .insert(name.clone(), PeerAdvert { epoch, advert, taken: 0, taken_at: self.now, gossiped: true });
+        let waiting = self.actions.iter().find(|(_, a)| a.hash == hash && !a.queue.is_empty()).map(|(n, _)| n.clone());
+        if let Some(action) = waiting {
+            if advert.free_bucket > 0 {
+                self.may_ask_again(&action, &name);
+            }
+            self.touch(&action);
+        }
+    }
+
+    /// A peer that was asked in vain shows free slots now: those who wait may ask it once more.
+    fn may_ask_again(&mut self, action: &ActionId, peer: &NodeId) {
+        let Some(state) = self.actions.get(action) else { return };
+        for id in state.queue.values() {
+            if let Some(activation) = self.activations.get_mut(id) {
+                activation.asked.retain(|asked| asked != peer);
+            }
+        }
+    }
+
+    /// Counts slots that we have just asked a peer for.
+    pub(super) fn count_taken(&mut self, name: &ActionId, peer: &NodeId, slots: u32) {
+        let (now, cfg) = (self.now, self.env.cfg.clone());
+        if let Some(advert) = self.advert_of(name, peer) {
+            if advert.free(now, &cfg) == advert.advert.free_at_least() {
+                advert.taken = 0;
+            }
+            advert.taken = advert.taken.saturating_add(slots);
+            advert.taken_at = now;
+        }
+    }
+
+    /// A grant by a peer that shows the highest bucket says that there may be more: only what is not answered yet
+    /// counts as taken there. Elsewhere the slots are ours until gossip shows them.
+    ///
+    /// A grant that comes before gossip is as good as an advert: the container is there.
+    pub(super) fn count_granted(&mut self, name: &ActionId, peer: &NodeId, asked: u32) {
+        let known = self.advert_of(name, peer).is_some();
+        let epoch = self.peers.get(peer).map(|p| p.epoch);
+        if !known && let (Some(epoch), Some(hash)) = (epoch, self.actions.get(name).map(|a| a.hash)) {
+            let advert = Advert { warm: 1, free_bucket: 1, ..Advert::default() };
+            let (taken, taken_at) = (asked, self.now);
+            let told = PeerAdvert { epoch, advert, taken, taken_at, gossiped: false };
+            self.adverts.entry(hash).or_default().insert(peer.clone(), told);
+        }
+        if self.advert_of(name, peer).is_some_and(|a| a.advert.free_bucket == Advert::bucket(u32::MAX)) {
+            self.count_returned(name, peer, asked);
+        }
+    }
+
+    /// What only grants told of an action goes with this node's interest in it.
+    pub(super) fn forget_grants(&mut self, hash: ActionHash) {
+        if let Some(adverts) = self.adverts.get_mut(&hash) {
+            adverts.retain(|_, advert| advert.gossiped);
+            if adverts.is_empty() {
+                self.adverts.remove(&hash);
+            }
+        }
+    }
+
+    /// Slots that we gave back are free again, which gossip may never have to show.
+    pub(super) fn count_returned(&mut self, name: &ActionId, peer: &NodeId, slots: u32) {
+        if let Some(advert) = self.advert_of(name, peer).filter(|a| a.taken != u32::MAX) {
+            advert.taken = advert.taken.saturating_sub(slots);
+        }
+    }
+
+    /// A peer refused: until gossip says otherwise it has nothing free.
+    pub(super) fn advert_was_wrong(&mut self, name: &ActionId, peer: &NodeId) {
+        let now = self.now;
+        let Some(advert) = self.advert_of(name, peer) else { return };
+        (advert.taken, advert.taken_at) = (u32::MAX, now);
+        if !advert.gossiped
+            && let Some(hash) = self.actions.get(name).map(|a| a.hash)
+            && let Some(adverts) = self.adverts.get_mut(&hash)
+        {
+            adverts.remove(peer);
+            if adverts.is_empty() {
+                self.adverts.remove(&hash);
+            }
+        }
+    }
+
+    fn advert_of(&mut self, name: &ActionId, peer: &NodeId) -> Option<&mut PeerAdvert> {
+        let hash = self.actions.get(name)?.hash;
+        self.adverts.get_mut(&hash)?.get_mut(peer)
+    }
+
+    /// Another peer that shows free slots, for one that is refused here.
+    pub(super) fn better_peer(&self, name: &ActionId, not: &NodeId) -> Option<NodeId> {
+        let hash = self.actions.get(name)?.hash;
+        let adverts = self.adverts.get(&hash)?.iter().filter(|(n, a)| {
+            *n != not
+                && a.free(self.now, self.cfg()) > 0
+                && self.peers.get(*n).is_some_and(|p| p.live && !p.draining && p.epoch == a.epoch)
+        });
+        adverts.max_by_key(|(_, a)| a.free(self.now, self.cfg())).map(|(n, _)| n.clone())
+    }
+
+    /// Whether this node counts its copy as the last warm one: no other node advertises one, or this one comes
+    /// first in rendezvous order among those that do. Of several here, the oldest counts.
+    pub(super) fn is_last_copy(&self, number: u64) -> bool {
+        let Some(container) = self.containers.get(&number) else { return false };
+        let Some(action) = self.actions.get(&container.action) else { return true };
+        let eldest = action.containers.iter().find(|n| {
+            self.containers.get(n).is_some_and(|c| {
+                c.revision == container.revision && matches!(c.state(), Lifecycle::Warm | Lifecycle::Paused)
+            })
+        });
+        if eldest.is_some_and(|n| *n != number) {
+            return false;
+        }
+        let hash = ActionHash::of(&container.action, &container.revision);
+        let own = (hash.weight(&self.id), &self.id);
+        let others = self.adverts.get(&hash).into_iter().flatten();
+        others
+            .filter(|(n, a)| {
+                a.advert.warm + a.advert.paused > 0
+                    && self.peers.get(*n).is_some_and(|p| p.live && !p.draining && p.epoch == a.epoch)
+            })
+            .all(|(n, _)| (hash.weight(n), n) < own)
+    }
+
+    /// Publishes what changed since the last advert, at most every `advert_interval`.
+    pub(super) fn refresh_advert(&mut self, name: &ActionId) {
+        let Some(action) = self.actions.get(name) else { return };
+        let mut advert = Advert::default();
+        let mut free = 0;
+        for container in action.containers.iter().filter_map(|n| self.containers.get(n)) {
+            if container.revision != action.spec.revision {
+                continue;
+            }
+            match container.state() {
+                Lifecycle::Warm => advert.warm += 1,
+                Lifecycle::Paused | Lifecycle::Pausing => advert.paused += 1,
+                Lifecycle::Starting | Lifecycle::Initializing | Lifecycle::Resuming => advert.starting += 1,
+                _ => {}
+            }
+            free += container.free();
+        }
+        if action.queue.is_empty() && action.waiting.is_empty() {
+            advert.free_bucket = Advert::bucket(free);
+        }
+        let (now, interval, hash) = (self.now, self.cfg().advert_interval_us, action.hash);
+        match &action.published {
+            Some(last) if last.advert == advert => return,
+            Some(last) if now.since(last.at) < interval => {
+                let at = last.at + interval;
+                return self.arm(at, Timer::Advert(hash));
+            }
+            None if advert == Advert::default() => return,
+            _ => {}
+        }
+        let published = self.actions.values().filter(|a| a.published.is_some()).count();
+        let Some(action) = self.actions.get_mut(name) else { return };
+        if action.published.is_none() && published >= self.env.cfg.adverts_per_peer {
+            return;
+        }
+        action.published = (advert != Advert::default()).then_some(Published { advert, at: now });
+        self.emit(Output::PublishAdvert { hash, advert });
+    }
+
+    pub(super) fn advert_due(&mut self, hash: ActionHash) {
+        if let Some(name) = self.actions.iter().find(|(_, a)| a.hash == hash).map(|(n, _)| n.clone()) {
+            self.touch(&name);
+        }
+    }
+
+    /// The revision that was advertised is no longer the newest.
+    pub(super) fn withdraw_advert(&mut self, hash: ActionHash, published: Option<Published>) {
+        if published.is_some() {
+            self.emit(Output::PublishAdvert { hash, advert: Advert::default() });
+        }
+    }
+
+    fn drop_adverts_of(&mut self, name: &NodeId, older_than: Option<Epoch>) {
+        for adverts in self.adverts.values_mut() {
+            if adverts.get(name).is_some_and(|a| older_than.is_none_or(|epoch| a.epoch < epoch)) {
+                adverts.remove(name);
+            }
+        }
+        self.adverts.retain(|_, a| !a.is_empty());
+    }
+}

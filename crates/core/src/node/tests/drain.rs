@@ -1,0 +1,121 @@
+//! Ending work on a node.
+
+use super::*;
+use crate::output::{Denial, Refusal};
+
+fn drain(deadline_us: Micros, force: bool) -> Input {
+    Input::DrainRequested { deadline_us, force }
+}
+
+fn drained(out: &[Output]) -> Option<Vec<u64>> {
+    out.iter().find_map(|o| match o {
+        Output::Drained { left } => Some(left.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_draining_node_retires_its_containers_and_says_when_they_are_gone() {
+    let mut rig = Rig::new();
+    let container = rig.warm(&spec(1));
+    let out = rig.tell(drain(10 * SECOND, false));
+    assert!(out.contains(&Output::RemoveContainer { container }));
+    assert_eq!(drained(&out), None, "it blocks until it is empty");
+    assert!(rig.node.draining());
+    assert_eq!(drained(&rig.tell(Input::RemoveEnded { container })), Some(Vec::new()));
+}
+
+#[test]
+fn an_empty_node_is_drained_at_once() {
+    let mut rig = Rig::new();
+    assert_eq!(drained(&rig.tell(drain(10 * SECOND, false))), Some(Vec::new()));
+}
+
+#[test]
+fn a_draining_node_refuses_what_is_new_and_what_waits() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.warm(&spec);
+    rig.invoke(1, &spec);
+    rig.invoke(2, &spec);
+    assert_eq!(refused(&rig.tell(drain(10 * SECOND, false))), [(2, Refusal::Draining)]);
+    assert_eq!(refused(&rig.invoke(3, &spec)), [(3, Refusal::Draining)]);
+}
+
+#[test]
+fn a_draining_node_denies_the_peers_that_wait_here() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.warm(&spec);
+    rig.invoke(1, &spec);
+    rig.reserve(&spec, Ask { wait_us: SECOND, ..Ask::default() });
+    assert_eq!(denial(answered(&rig.tell(drain(10 * SECOND, false)))), Some(Denial::Draining));
+}
+
+#[test]
+fn a_draining_node_lets_runs_finish() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.tell(drain(10 * SECOND, false));
+    assert_eq!(rig.state(container), Some(Lifecycle::Retiring));
+    let out = rig.finish(container, run, RunEnd::Answered);
+    assert!(out.contains(&Output::RemoveContainer { container }));
+}
+
+#[test]
+fn a_draining_node_gives_its_leases_back() {
+    let mut rig = Rig::new();
+    rig.held(1, &spec(1), 1);
+    let out = rig.tell(drain(10 * SECOND, false));
+    assert!(out.iter().any(|o| matches!(o, Output::SendRelease { keep: 0, .. })));
+    assert_eq!(rig.node.held_leases().count(), 0);
+}
+
+#[test]
+fn at_its_deadline_a_drain_reports_what_is_left_and_kills_nothing() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    rig.invoke(1, &spec);
+    rig.tell(drain(2 * SECOND, false));
+    assert_eq!(drained(&rig.pass(2 * SECOND - 1)), None);
+    let out = rig.pass(1);
+    assert_eq!(drained(&out), Some(vec![container]));
+    assert!(!out.contains(&Output::RemoveContainer { container }));
+}
+
+#[test]
+fn with_force_a_drain_kills_what_is_left_at_its_deadline() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    rig.invoke(1, &spec);
+    rig.tell(drain(2 * SECOND, true));
+    let out = rig.pass(2 * SECOND);
+    assert!(out.contains(&Output::RemoveContainer { container }));
+    assert_eq!(drained(&out), Some(Vec::new()));
+}
+
+#[test]
+fn a_container_that_comes_up_while_its_node_drains_goes_at_once() {
+    let mut rig = Rig::new();
+    let container = started(&rig.invoke(1, &spec(1))).unwrap();
+    rig.tell(drain(10 * SECOND, false));
+    rig.created(container);
+    assert!(rig.ready(container).contains(&Output::RemoveContainer { container }));
+    assert_eq!(drained(&rig.tell(Input::RemoveEnded { container })), Some(Vec::new()));
+}
+
+#[test]
+fn a_container_that_died_with_its_run_does_not_keep_a_drain_from_its_end() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.tell(Input::ContainerDied { container });
+    rig.tell(drain(10 * SECOND, false));
+    rig.tell(Input::RemoveEnded { container });
+    assert_eq!(drained(&rig.finish(container, run, RunEnd::Lost)), Some(Vec::new()));
+}

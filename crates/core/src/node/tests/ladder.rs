@@ -1,0 +1,211 @@
+//! Where the next slot comes from.
+
+use super::*;
+use crate::output::Denial;
+
+fn denied(reserve: &SendReserve, hint: Option<&str>) -> Input {
+    Input::ReserveDenied { request: reserve.request.clone(), denial: Denial::NoCapacity, hint: hint.map(NodeId::new) }
+}
+
+#[test]
+fn an_own_free_slot_comes_first() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.warm(&spec);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let out = rig.invoke(1, &spec);
+    assert!(ran(&out).is_some());
+    assert_eq!(reserved(&out), None, "no reservation while an own slot is free");
+}
+
+#[test]
+fn a_held_lease_comes_before_a_new_reservation() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let fence = rig.held(1, &spec, 1);
+    let out = rig.invoke(2, &spec);
+    let run = sent_run(&out).unwrap();
+    assert_eq!((run.fence, run.to.as_str(), run.keep), (fence, "n2", 1));
+    assert_eq!(reserved(&out), None);
+}
+
+#[test]
+fn a_small_body_travels_with_the_reservation() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let reserve = reserved(&rig.invoke(1, &spec)).unwrap();
+    assert_eq!(reserve.run, Some(attempt(1)));
+    assert_eq!((reserve.slots, reserve.wait_us), (1, 0), "no more slots than are queued");
+    assert_eq!(rig.node.queued(), 0, "nothing else may run it now");
+}
+
+#[test]
+fn a_large_body_follows_its_grant() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let reserve = reserved(&rig.invoke_sized(1, &spec, 100_000)).unwrap();
+    assert_eq!(reserve.run, None);
+    assert_eq!(rig.node.queued(), 1);
+    let fence = Fence { epoch: Epoch(1), counter: 1 };
+    let out = rig.tell(granted_by("n2", &reserve, fence, 1));
+    let run = sent_run(&out).unwrap();
+    assert_eq!((run.activation, run.fence), (ActivationId(1), fence));
+}
+
+#[test]
+fn an_activation_asks_three_peers_at_most_and_each_once() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    for peer in ["n2", "n3", "n4", "n5", "n6"] {
+        rig.peer(peer);
+        rig.advert(peer, &spec, FREE);
+    }
+    let mut out = rig.invoke(1, &spec);
+    let mut asked = Vec::new();
+    while let Some(reserve) = reserved(&out) {
+        asked.push(reserve.to.clone());
+        out = rig.tell(denied(&reserve, None));
+    }
+    assert_eq!(asked.len(), 3, "{asked:?}");
+    asked.sort();
+    asked.dedup();
+    assert_eq!(asked.len(), 3, "{asked:?}");
+}
+
+#[test]
+fn a_hint_is_followed_though_gossip_shows_nothing_there() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.peer("n3");
+    rig.advert("n2", &spec, FREE);
+    let first = reserved(&rig.invoke(1, &spec)).unwrap();
+    let out = rig.tell(denied(&first, Some("n3")));
+    assert_eq!(reserved(&out).map(|r| r.to), Some(NodeId::new("n3")));
+}
+
+#[test]
+fn a_hint_at_a_peer_that_was_asked_is_not_followed() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let first = reserved(&rig.invoke(1, &spec)).unwrap();
+    let out = rig.tell(denied(&first, Some("n2")));
+    assert_eq!(reserved(&out), None);
+}
+
+#[test]
+fn a_paused_container_is_resumed_before_another_is_started() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    rig.pass(12 * SECOND);
+    rig.tell(Input::PauseEnded { container, ok: true });
+    let out = rig.invoke(1, &spec);
+    assert!(out.contains(&Output::ResumeContainer { container }));
+    assert_eq!(starts(&out), 0);
+    let out = rig.tell(Input::ResumeEnded { container, ok: true });
+    assert!(out.iter().any(|o| matches!(o, Output::RunLocal { served: crate::output::Served::Resumed, .. })));
+}
+
+#[test]
+fn a_peers_paused_container_is_reserved_with_a_wait_and_without_the_body() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, Advert { warm: 0, paused: 1, starting: 0, free_bucket: 0 });
+    let reserve = reserved(&rig.invoke(1, &spec)).unwrap();
+    assert!(reserve.wait_us > 0);
+    assert_eq!(reserve.run, None);
+}
+
+#[test]
+fn a_short_queue_waits_rather_than_starts() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    let out = rig.invoke(2, &spec);
+    assert_eq!((starts(&out), rig.node.queued()), (0, 1));
+    let out = rig.finish(container, run, RunEnd::Answered);
+    assert_eq!(ran(&out).map(|(id, _)| id), Some(ActivationId(2)));
+}
+
+#[test]
+fn a_backlog_that_costs_more_than_a_start_is_worth_one() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.pass(200 * MS);
+    rig.finish(container, run, RunEnd::Answered);
+    let mut out = Vec::new();
+    for id in 2..20 {
+        out.extend(rig.invoke(id, &spec));
+    }
+    assert!(starts(&out) > 0);
+}
+
+#[test]
+fn a_run_slower_than_any_before_makes_a_start_worth_it() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.warm(&spec);
+    rig.invoke(1, &spec);
+    assert_eq!(starts(&rig.invoke(2, &spec)), 0);
+    assert_eq!(starts(&rig.pass(SECOND)), 1);
+}
+
+#[test]
+fn a_slow_run_at_a_peer_makes_a_start_worth_it_as_well() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let reserve = reserved(&rig.invoke(1, &spec)).unwrap();
+    rig.grant_held(&reserve, 1);
+    rig.advert("n2", &spec, Advert { free_bucket: 0, ..FREE });
+    rig.invoke(2, &spec);
+    assert_eq!(starts(&rig.pass(2 * SECOND)), 1);
+}
+
+#[test]
+fn a_node_short_of_memory_asks_a_peer_with_room_to_start_one() {
+    let mut rig = Rig::with(Config { memory_mb: 256, ..Config::default() });
+    rig.warm(&named("ns", "other", 1));
+    rig.peer("n2");
+    rig.tell(Input::PeerFacts { peer: NodeId::new("n2"), epoch: Epoch(1), draining: false, room_mb: 1_000 });
+    let reserve = reserved(&rig.invoke(1, &spec(1))).unwrap();
+    assert!(reserve.start && reserve.wait_us > 0);
+    assert_eq!(reserve.run, None);
+}
+
+#[test]
+fn slots_asked_for_count_as_taken_until_gossip_shows_them() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, Advert { free_bucket: 2, ..FREE });
+    assert!(reserved(&rig.invoke(1, &spec)).is_some());
+    assert!(reserved(&rig.invoke(2, &spec)).is_some());
+    assert_eq!(reserved(&rig.invoke(3, &spec)), None, "both slots shown are taken");
+}
+
+#[test]
+fn a_draining_peer_and_a_dead_one_are_not_asked() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    for peer in ["n2", "n3"] {
+        rig.peer(peer);
+        rig.advert(peer, &spec, FREE);
+    }
+    rig.tell(Input::PeerFacts { peer: NodeId::new("n2"), epoch: Epoch(1), draining: true, room_mb: 0 });
+    rig.tell(Input::PeerDown { peer: NodeId::new("n3"), epoch: Epoch(1) });
+    assert_eq!(reserved(&rig.invoke(1, &spec)), None);
+}

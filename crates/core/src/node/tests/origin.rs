@@ -1,0 +1,221 @@
+//! Own activations: queue, cancellation, return to the old place, refusal.
+
+use super::*;
+use crate::input::StartFailure;
+use crate::output::{Refusal, Served};
+
+#[test]
+fn an_activation_over_the_actions_queue_bound_is_refused_with_a_time_to_come_back() {
+    let mut rig = Rig::with(Config { queue_per_action: 2, ..Config::default() });
+    let spec = spec(1);
+    rig.invoke(1, &spec);
+    rig.invoke(2, &spec);
+    let out = rig.invoke(3, &spec);
+    assert!(matches!(refused(&out)[..], [(3, Refusal::QueueFull { retry_after_us })] if retry_after_us >= 100 * MS));
+    assert_eq!(rig.node.queued(), 2);
+}
+
+#[test]
+fn an_activation_over_the_nodes_bytes_is_refused_though_its_action_has_room() {
+    let mut rig = Rig::with(Config { queue_bytes: 1_000, ..Config::default() });
+    rig.invoke_sized(1, &spec(1), 900);
+    let out = rig.invoke_sized(2, &named("ns", "b", 1), 200);
+    assert!(matches!(refused(&out)[..], [(2, Refusal::QueueFull { .. })]));
+}
+
+#[test]
+fn bytes_are_given_back_when_an_activation_leaves_the_queue() {
+    let mut rig = Rig::with(Config { queue_bytes: 1_000, ..Config::default() });
+    rig.invoke_sized(1, &spec(1), 900);
+    rig.tell(Input::InvokeCancelled { activation: ActivationId(1) });
+    assert_eq!(rig.node.queued_bytes, 0);
+    assert!(refused(&rig.invoke_sized(2, &spec(1), 900)).is_empty());
+}
+
+#[test]
+fn a_caller_that_leaves_takes_its_activation_out_of_the_queue() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = started(&rig.invoke(1, &spec)).unwrap();
+    rig.invoke(2, &spec);
+    rig.tell(Input::InvokeCancelled { activation: ActivationId(1) });
+    rig.created(container);
+    let out = rig.ready(container);
+    assert_eq!(ran(&out).map(|(id, _)| id), Some(ActivationId(2)));
+    assert!(!rig.node.knows_activation(ActivationId(1)));
+}
+
+#[test]
+fn a_caller_that_leaves_does_not_end_a_run() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    let out = rig.tell(Input::InvokeCancelled { activation: ActivationId(1) });
+    assert!(out.is_empty(), "{out:?}");
+    assert_eq!(rig.free(container), 0);
+    rig.finish(container, run, RunEnd::Answered);
+    assert_eq!(rig.free(container), 1);
+}
+
+#[test]
+fn one_that_never_reached_its_container_returns_to_its_old_place() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.invoke(2, &spec);
+    let out = rig.finish(container, run, RunEnd::NeverStarted);
+    let next = started(&out).unwrap();
+    rig.created(next);
+    let out = rig.ready(next);
+    assert_eq!(ran(&out).map(|(id, _)| id), Some(ActivationId(1)), "before 2, which came later");
+}
+
+#[test]
+fn one_whose_caller_left_does_not_return_to_the_queue() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.tell(Input::InvokeCancelled { activation: ActivationId(1) });
+    let out = rig.finish(container, run, RunEnd::NeverStarted);
+    assert_eq!(refused(&out), [(1, Refusal::Cancelled)], "its task still waits for an end");
+    assert_eq!(rig.node.queued(), 0);
+    assert!(!rig.node.knows_activation(ActivationId(1)));
+}
+
+#[test]
+fn one_that_three_containers_did_not_take_is_given_up() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let mut container = rig.warm(&spec);
+    let mut out = rig.invoke(1, &spec);
+    for n in 1..=3 {
+        let (_, run) = ran(&out).unwrap();
+        out = rig.finish(container, run, RunEnd::NeverStarted);
+        if n < 3 {
+            assert!(refused(&out).is_empty());
+            container = started(&out).unwrap();
+            rig.created(container);
+            out = rig.ready(container);
+        }
+    }
+    assert_eq!(refused(&out), [(1, Refusal::StartFailed)]);
+}
+
+#[test]
+fn one_whose_container_died_before_taking_it_returns_to_the_queue() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.tell(Input::ContainerDied { container });
+    rig.finish(container, run, RunEnd::NeverStarted);
+    assert_eq!(rig.node.queued(), 1);
+}
+
+#[test]
+fn it_returns_to_the_queue_however_long_its_container_is_gone() {
+    let mut rig = Rig::with(Config { max_hold_us: SECOND, ..Config::default() });
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.tell(Input::ContainerDied { container });
+    rig.tell(Input::RemoveEnded { container });
+    rig.pass(20 * SECOND);
+    rig.finish(container, run, RunEnd::NeverStarted);
+    assert_eq!(rig.node.queued(), 1);
+}
+
+#[test]
+fn a_run_that_ends_after_its_container_died_leaves_nothing_behind() {
+    let mut rig = Rig::new();
+    let spec = spec(2);
+    let container = rig.warm(&spec);
+    let (_, first) = ran(&rig.invoke(1, &spec)).unwrap();
+    let (_, second) = ran(&rig.invoke(2, &spec)).unwrap();
+    rig.finish(container, first, RunEnd::Lost);
+    rig.tell(Input::RemoveEnded { container });
+    rig.finish(container, second, RunEnd::Answered);
+    assert!(!rig.node.knows_activation(ActivationId(1)));
+    assert!(!rig.node.knows_activation(ActivationId(2)));
+}
+
+#[test]
+fn an_activation_that_finds_no_slot_in_time_is_refused() {
+    let mut rig = Rig::with(Config { max_queue_wait_us: 2 * SECOND, ..Config::default() });
+    let spec = spec(1);
+    rig.warm(&spec);
+    rig.invoke(1, &spec);
+    rig.invoke(2, &spec);
+    let early = rig.pass(2 * SECOND - 1);
+    assert!(refused(&early).is_empty());
+    let out = rig.pass(1);
+    assert!(matches!(refused(&out)[..], [(2, Refusal::NoCapacity { .. })]));
+}
+
+#[test]
+fn code_that_fails_to_initialise_refuses_all_that_wait_for_it() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = started(&rig.invoke(1, &spec)).unwrap();
+    rig.invoke(2, &spec);
+    rig.created(container);
+    let out = rig.tell(Input::ContainerFailed { container, failure: StartFailure::Init });
+    assert_eq!(refused(&out), [(1, Refusal::InitFailed), (2, Refusal::InitFailed)]);
+    assert_eq!(rig.state(container), Some(Lifecycle::Removing));
+}
+
+#[test]
+fn an_engine_that_fails_three_times_in_a_row_refuses_the_queue() {
+    let mut rig = Rig::new();
+    let mut out = rig.invoke(1, &spec(1));
+    for _ in 0..3 {
+        assert!(refused(&out).is_empty());
+        let container = started(&out).unwrap();
+        out = rig.tell(Input::ContainerFailed { container, failure: StartFailure::Engine });
+    }
+    assert_eq!(refused(&out), [(1, Refusal::StartFailed)]);
+    assert_eq!(starts(&out), 0);
+}
+
+#[test]
+fn a_run_over_its_time_out_takes_its_slot_and_its_container_with_it() {
+    let mut rig = Rig::new();
+    let spec = spec(2);
+    let container = rig.warm(&spec);
+    let (_, late) = ran(&rig.invoke(1, &spec)).unwrap();
+    let (_, other) = ran(&rig.invoke(2, &spec)).unwrap();
+    rig.finish(container, late, RunEnd::TimedOut);
+    assert_eq!(rig.state(container), Some(Lifecycle::Retiring), "the other run may finish");
+    let out = rig.finish(container, other, RunEnd::Answered);
+    assert!(out.contains(&Output::RemoveContainer { container }), "timed-out runs don't count");
+}
+
+#[test]
+fn the_first_run_after_a_start_is_cold_and_the_next_is_not() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = started(&rig.invoke(1, &spec)).unwrap();
+    rig.created(container);
+    let out = rig.ready(container);
+    assert!(out.iter().any(|o| matches!(o, Output::RunLocal { served: Served::Cold, .. })));
+    rig.finish(container, ran(&out).unwrap().1, RunEnd::Answered);
+    let out = rig.invoke(2, &spec);
+    assert!(out.iter().any(|o| matches!(o, Output::RunLocal { served: Served::Local, .. })));
+}
+
+#[test]
+fn an_activation_that_may_have_run_ends_as_that_even_when_its_caller_leaves_while_it_waits() {
+    let mut rig = Rig::without_memory();
+    let spec = Arc::new(ActionSpec { idempotent: true, ..(*spec(1)).clone() });
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let request = reserved(&rig.invoke(1, &spec)).unwrap().request;
+    for _ in 0..2 {
+        rig.tell(Input::ReserveFailed { request: request.clone(), never_sent: false });
+    }
+    let out = rig.tell(Input::InvokeCancelled { activation: ActivationId(1) });
+    assert!(out.contains(&Output::Indeterminate { activation: ActivationId(1) }), "{out:?}");
+}

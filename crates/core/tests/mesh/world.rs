@@ -1,0 +1,471 @@
+//! Time, clocks, hosts and the order of events.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use embermesh_core::input::RemoteEnd;
+use embermesh_core::output::{Advert, Attempt, IntentKind};
+use embermesh_core::policy::GreedyDual;
+use embermesh_core::time::{MS, SECOND};
+use embermesh_core::{
+    ActionHash, ActionSpec, ActivationId, Config, ContainerId, Epoch, Input, Node, NodeId, Output, RequestId, RunId,
+    Time,
+};
+
+use crate::engine::{Engine, EngineEvent};
+use crate::ledger::{End, Ledger};
+use crate::network::{Call, CallId, PeerRun, Reply};
+use crate::plan::{Fate, Op, Setting};
+use crate::setup::{ACTIONS, Stubborn, config, spec};
+
+pub(crate) struct World {
+    pub(crate) now: u64,
+    pub(crate) calm: bool,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) events: BTreeMap<(u64, u64), Event>,
+    sequence: u64,
+    random: u64,
+    pub(crate) calls: BTreeMap<CallId, Call>,
+    /// Pairs that can't reach each other, and until when.
+    pub(crate) cuts: Vec<(usize, usize, u64)>,
+    pub(crate) bodies: BTreeMap<ActivationId, Body>,
+    pub(crate) ledger: Ledger,
+    pub(crate) violation: Option<String>,
+    pub(crate) config: Arc<Config>,
+    stubborn: bool,
+    revision: u64,
+}
+
+/// A machine with one node on it, through all its lives.
+pub(crate) struct Host {
+    pub(crate) id: NodeId,
+    pub(crate) epoch: Epoch,
+    /// None while it is down.
+    pub(crate) node: Option<Node>,
+    offset: u64,
+    rate_ppm: i64,
+    pub(crate) stalled_until: u64,
+    /// When it made its last step, by its clock.
+    pub(crate) last_step: Time,
+    pub(crate) engine: Engine,
+    pub(crate) registry: Vec<Arc<ActionSpec>>,
+    pub(crate) adverts: BTreeMap<ActionHash, Advert>,
+    pub(crate) gossip_seen: BTreeMap<usize, (Epoch, BTreeMap<ActionHash, Advert>)>,
+    /// Calls whose answer is to come, by request.
+    pub(crate) parked: BTreeMap<RequestId, Vec<CallId>>,
+    pub(crate) runs_for_peers: BTreeMap<RunId, PeerRun>,
+}
+
+/// What an activation carries, and what becomes of it in a container.
+pub(crate) struct Body {
+    pub(crate) service_us: u64,
+    pub(crate) fate: Fate,
+    pub(crate) tries: u32,
+}
+
+pub(crate) enum Event {
+    /// Something that reaches whatever life the host is in.
+    Input {
+        to: usize,
+        input: Input,
+    },
+    /// A copy of a call's request arrives.
+    Arrives {
+        call: CallId,
+    },
+    Reply {
+        call: CallId,
+        reply: Reply,
+    },
+    /// The caller has waited long enough, or the connection broke.
+    Fails {
+        call: CallId,
+        never_sent: bool,
+    },
+    Engine {
+        host: usize,
+        epoch: Epoch,
+        event: EngineEvent,
+    },
+    /// One node takes over what another's gossip says of itself.
+    Pull {
+        to: usize,
+        from: usize,
+    },
+    Up {
+        host: usize,
+    },
+}
+
+/// One step of one node, as the checkers see it.
+pub(crate) struct Step {
+    pub(crate) host: usize,
+    pub(crate) now: Time,
+    pub(crate) input: Input,
+    /// The node before, with all timers due fired, where a check needs it.
+    pub(crate) before: Option<Node>,
+    pub(crate) outputs: Vec<Output>,
+}
+
+impl World {
+    pub(crate) fn new(setting: &Setting) -> Self {
+        let registry: Vec<_> = (0..ACTIONS).map(|n| spec(n, 1)).collect();
+        let hosts = (0..setting.nodes)
+            .map(|n| Host {
+                id: NodeId::new(&format!("n{n}")),
+                epoch: Epoch(1),
+                node: None,
+                offset: (n as u64 + 1) * 777 * SECOND,
+                rate_ppm: setting.rates[n % setting.rates.len()],
+                stalled_until: 0,
+                last_step: Time::default(),
+                engine: Engine::default(),
+                registry: registry.clone(),
+                adverts: BTreeMap::new(),
+                gossip_seen: BTreeMap::new(),
+                parked: BTreeMap::new(),
+                runs_for_peers: BTreeMap::new(),
+            })
+            .collect();
+        let mut world = Self {
+            now: 0,
+            calm: setting.calm,
+            hosts,
+            events: BTreeMap::new(),
+            sequence: 0,
+            random: setting.seed | 1,
+            calls: BTreeMap::new(),
+            cuts: Vec::new(),
+            bodies: BTreeMap::new(),
+            ledger: Ledger::default(),
+            violation: None,
+            config: Arc::new(config(setting)),
+            stubborn: setting.stubborn,
+            revision: 1,
+        };
+        for host in 0..setting.nodes {
+            world.up(host);
+            for from in (0..setting.nodes).filter(|from| *from != host) {
+                let first = world.below(20 * MS);
+                world.after(first, Event::Pull { to: host, from });
+            }
+        }
+        world
+    }
+
+    pub(crate) fn apply(&mut self, op: &Op) {
+        let nodes = self.hosts.len();
+        match *op {
+            Op::Advance { ms } => self.advance(ms * MS),
+            Op::Invoke { node, action, large, service_ms, fate } => {
+                self.invoke(node % nodes, action, large, service_ms * MS, fate);
+            }
+            Op::Cancel { nth } => {
+                let open: Vec<_> = self.ledger.open_activations().collect();
+                if let Some((id, host)) = open.get(nth % open.len().max(1)).copied() {
+                    self.ledger.cancelled(id);
+                    self.deliver(host, Input::InvokeCancelled { activation: id });
+                }
+            }
+            Op::Restart { node, down_ms } => self.restart(node % nodes, down_ms * MS),
+            Op::Stall { node, ms } => {
+                let until = self.now + ms * MS;
+                let host = &mut self.hosts[node % nodes];
+                host.stalled_until = host.stalled_until.max(until);
+            }
+            Op::Cut { a, b, ms } if a % nodes != b % nodes => {
+                self.cuts.push((a % nodes, b % nodes, self.now + ms * MS));
+            }
+            Op::Suspect { observer, peer } => self.suspect(observer % nodes, peer % nodes),
+            Op::StaleGossip { observer, peer } => self.stale_gossip(observer % nodes, peer % nodes),
+            Op::Kill { node, nth } => self.kill(node % nodes, nth),
+            Op::Intent { node, nth, pause, force } => {
+                let node = node % nodes;
+                let kind = if pause { IntentKind::Pause } else { IntentKind::Remove };
+                let numbers: Vec<u64> = self.own_containers(node).map(|c| c.number).collect();
+                let container = numbers.get(nth % numbers.len().max(1)).copied().unwrap_or(99);
+                self.deliver(node, Input::IntentRequested { container, kind, force });
+            }
+            Op::VetoHeard { node } => {
+                let node = node % nodes;
+                let intents = self.hosts[node].node.as_ref().map_or_else(Vec::new, Node::intents);
+                if let Some(intent) = intents.first() {
+                    let container = intent.notice.container.clone();
+                    let round = intent.notice.round;
+                    self.deliver(node, Input::VetoRequested { container, round, hold_us: None });
+                }
+            }
+            Op::VetoAstray { from, node, nth, how } => self.veto_astray(from % nodes, node % nodes, nth, how),
+            Op::Release { node, nth } => {
+                let node = node % nodes;
+                let held: Vec<_> =
+                    self.hosts[node].node.iter().flat_map(Node::held_leases).map(|l| (l.owner, l.fence)).collect();
+                if let Some((owner, fence)) = held.get(nth % held.len().max(1)).cloned() {
+                    self.deliver(node, Input::ReleaseRequested { owner, fence });
+                }
+            }
+            Op::ReleaseAstray { from, node } => {
+                let (from, node) = (from % nodes, node % nodes);
+                let lease = self.hosts[node].node.as_ref().and_then(|n| n.granted_leases().next());
+                if let Some(lease) = lease {
+                    let (holder, holder_epoch) = (self.hosts[from].id.clone(), Epoch(self.hosts[from].epoch.0 + 1));
+                    let (container, fence) = (lease.container, lease.fence);
+                    self.deliver(node, Input::ReleaseReceived { holder, holder_epoch, container, fence, keep: 0 });
+                }
+            }
+            Op::Update { node, action } => self.update(node % nodes, action),
+            Op::Drain { node, force } => {
+                self.deliver(node % nodes, Input::DrainRequested { deadline_us: SECOND, force });
+            }
+            Op::Cut { .. } => {}
+        }
+    }
+
+    /// The network is whole, stalls pass, and all come back; then time passes until nothing should be left.
+    pub(crate) fn heal(&mut self) {
+        self.calm = true;
+        self.cuts.clear();
+        self.advance(16 * SECOND);
+    }
+
+    pub(crate) fn advance(&mut self, by: u64) {
+        let until = self.now + by;
+        let mut at_once = 0;
+        while self.violation.is_none() {
+            let event = self.events.first_key_value().map(|(key, _)| key.0);
+            let wake = (0..self.hosts.len()).filter_map(|h| Some((self.wake_at(h)?, h))).min();
+            let next = event.unwrap_or(u64::MAX).min(wake.map_or(u64::MAX, |(at, _)| at));
+            if next > until {
+                break;
+            }
+            at_once = if next > self.now { 0 } else { at_once + 1 };
+            if at_once > 2_000 {
+                self.violate("the mesh does not come to rest", "2000 steps in one moment".to_owned());
+            }
+            self.now = self.now.max(next);
+            if event == Some(next) {
+                let Some(((_, place), event)) = self.events.pop_first() else { break };
+                self.happen(place, event);
+            } else if let Some((_, host)) = wake {
+                self.deliver(host, Input::Tick);
+            }
+        }
+        self.now = until;
+    }
+
+    fn happen(&mut self, place: u64, event: Event) {
+        // A stalled node takes nothing until it goes on, and then all in order.
+        let stalled = match &event {
+            Event::Input { to, .. } | Event::Pull { to, .. } => self.hosts[*to].stalled_until,
+            Event::Engine { host, .. } => self.hosts[*host].stalled_until,
+            Event::Arrives { call } => self.calls.get(call).map_or(0, |c| self.hosts[c.to].stalled_until),
+            Event::Reply { call, .. } | Event::Fails { call, .. } => {
+                self.calls.get(call).map_or(0, |c| self.hosts[c.from].stalled_until)
+            }
+            Event::Up { .. } => 0,
+        };
+        if stalled > self.now {
+            self.events.insert((stalled, place), event);
+            return;
+        }
+        match event {
+            Event::Input { to, input } => {
+                if let Input::ActionChanged { spec } = &input {
+                    self.learn(to, spec);
+                }
+                self.deliver(to, input);
+            }
+            Event::Arrives { call } => self.call_arrives(call),
+            Event::Reply { call, reply } => self.reply_arrives(call, reply),
+            Event::Fails { call, never_sent } => self.call_fails(call, never_sent),
+            Event::Engine { host, epoch, event } => {
+                if self.hosts[host].epoch == epoch && self.hosts[host].node.is_some() {
+                    self.engine_event(host, event);
+                }
+            }
+            Event::Pull { to, from } => self.pull(to, from),
+            Event::Up { host } => self.up(host),
+        }
+    }
+
+    /// One step of a node, looked at from all sides.
+    pub(crate) fn deliver(&mut self, host: usize, input: Input) {
+        let now = self.clock(host);
+        if self.violation.is_some() || self.hosts[host].stalled_until > self.now {
+            return;
+        }
+        let Some(node) = self.hosts[host].node.as_mut() else { return };
+        let compared = matches!(input, Input::VetoReceived { .. } | Input::ReleaseReceived { .. });
+        if compared {
+            let mut outputs = Vec::new();
+            node.handle(now, Input::Tick, &mut outputs);
+            self.took_step(Step { host, now, input: Input::Tick, before: None, outputs });
+        }
+        let Some(node) = self.hosts[host].node.as_mut() else { return };
+        let before = compared.then(|| node.clone());
+        let mut outputs = Vec::new();
+        node.handle(now, input.clone(), &mut outputs);
+        self.took_step(Step { host, now, input, before, outputs });
+    }
+
+    fn took_step(&mut self, step: Step) {
+        self.hosts[step.host].last_step = step.now;
+        self.note_step(&step);
+        self.check_step(&step);
+        self.carry_out(step.host, step.outputs);
+        self.check_states(step.host);
+    }
+
+    fn invoke(&mut self, host: usize, action: usize, large: bool, service_us: u64, fate: Fate) {
+        let up = self.hosts[host].node.is_some() && self.hosts[host].stalled_until <= self.now;
+        if !up {
+            return;
+        }
+        let id = ActivationId(self.bodies.len() as u128 + 1);
+        self.bodies.insert(id, Body { service_us, fate, tries: 0 });
+        let spec = self.hosts[host].registry[action].clone();
+        self.ledger.invoked(id, host, &spec);
+        let body_bytes = if large { 2_000 } else { 100 };
+        self.deliver(host, Input::InvokeRequested { activation: id, spec, body_bytes });
+    }
+
+    fn restart(&mut self, host: usize, down_us: u64) {
+        if self.hosts[host].node.take().is_none() {
+            return;
+        }
+        self.ledger.note("restart");
+        let here = &mut self.hosts[host];
+        here.engine = Engine::default();
+        here.adverts.clear();
+        here.gossip_seen.clear();
+        here.parked.clear();
+        here.runs_for_peers.clear();
+        here.stalled_until = 0;
+        self.ledger.origin_gone(host);
+        self.break_calls_to(host);
+        self.after(down_us, Event::Up { host });
+    }
+
+    fn up(&mut self, host: usize) {
+        let seed = self.below(u64::MAX);
+        let here = &mut self.hosts[host];
+        here.epoch = Epoch(here.epoch.0 + 1);
+        let mut node = Node::new(here.id.clone(), here.epoch, self.config.clone(), seed);
+        if self.stubborn {
+            node = node.with_policies(Arc::new(Stubborn), Arc::new(GreedyDual));
+        }
+        here.node = Some(node);
+        here.stalled_until = 0;
+        self.ledger.life_began(host);
+    }
+
+    fn update(&mut self, host: usize, action: usize) {
+        self.revision += 1;
+        let newer = spec(action, self.revision);
+        for to in 0..self.hosts.len() {
+            let delay = if to == host { 0 } else { self.below(100 * MS) };
+            let input = Input::ActionChanged { spec: newer.clone() };
+            self.after(delay, Event::Input { to, input });
+        }
+    }
+
+    /// A registry keeps the newest revision of an action, whether the node is up or not.
+    fn learn(&mut self, host: usize, newer: &Arc<ActionSpec>) {
+        for spec in &mut self.hosts[host].registry {
+            if spec.action == newer.action && spec.revision < newer.revision {
+                *spec = newer.clone();
+            }
+        }
+    }
+
+    fn veto_astray(&mut self, from: usize, host: usize, nth: usize, how: u8) {
+        let own: Vec<_> = self.own_containers(host).collect();
+        let Some(mut container) = own.get(nth % own.len().max(1)).cloned() else { return };
+        let round = self.open_round(host, container.number).unwrap_or(1);
+        let round = match how {
+            0 => round + 1,
+            1 => round.saturating_sub(1),
+            2 => {
+                container.epoch = Epoch(container.epoch.0 - 1);
+                round
+            }
+            _ => {
+                container.number += 1_000;
+                round
+            }
+        };
+        let from = self.hosts[from].id.clone();
+        self.deliver(host, Input::VetoReceived { from, container, round, hold_us: 300 * MS });
+    }
+
+    /// The host's clock now.
+    pub(crate) fn clock(&self, host: usize) -> Time {
+        let here = &self.hosts[host];
+        let gained = self.now as i128 * i128::from(here.rate_ppm) / 1_000_000;
+        Time((i128::from(here.offset + self.now) + gained) as u64)
+    }
+
+    /// When the node's next deadline comes, by the true time.
+    fn wake_at(&self, host: usize) -> Option<u64> {
+        let here = &self.hosts[host];
+        let deadline = here.node.as_ref()?.next_deadline()?;
+        let local = i128::from(deadline.0) - i128::from(here.offset);
+        let rate = 1_000_000 + i128::from(here.rate_ppm);
+        let at = (local.max(0) * 1_000_000 + rate - 1) / rate;
+        Some((at as u64 + 1).max(here.stalled_until).max(self.now))
+    }
+
+    pub(crate) fn own_containers(&self, host: usize) -> impl Iterator<Item = ContainerId> {
+        self.hosts[host].node.iter().flat_map(Node::containers).map(|c| c.id)
+    }
+
+    pub(crate) fn open_round(&self, host: usize, number: u64) -> Option<u32> {
+        let node = self.hosts[host].node.as_ref()?;
+        node.containers().find(|c| c.id.number == number)?.container.intent.as_ref().map(|i| i.round)
+    }
+
+    pub(crate) fn host_of(&self, id: &NodeId) -> Option<usize> {
+        self.hosts.iter().position(|h| h.id == *id)
+    }
+
+    pub(crate) fn after(&mut self, delay: u64, event: Event) {
+        self.sequence += 1;
+        self.events.insert((self.now + delay, self.sequence), event);
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 3) % bound.max(1)
+    }
+
+    /// True so many times in a thousand, never when all is calm.
+    pub(crate) fn chance(&mut self, per_mille: u64) -> bool {
+        let drawn = self.below(1_000) < per_mille;
+        drawn && !self.calm
+    }
+
+    pub(crate) fn violate(&mut self, name: &str, what: String) {
+        if self.violation.is_none() {
+            self.violation = Some(format!("{name} at {} ms: {what}", self.now / MS));
+        }
+    }
+
+    pub(crate) fn ended(&mut self, id: ActivationId, end: End) {
+        if let Err(what) = self.ledger.end(id, end) {
+            self.violate("A4_every_request_answered", what);
+        }
+    }
+
+    /// The remote end of an activation, as its origin's driver takes it.
+    pub(crate) fn run_answered(&mut self, host: usize, request: RequestId, attempt: Attempt, end: RemoteEnd) {
+        let knows =
+            |world: &Self| world.hosts[host].node.as_ref().is_some_and(|n| n.knows_activation(attempt.activation));
+        let before = knows(self);
+        self.deliver(host, Input::RunAnswered { request, end });
+        if before && matches!(end, RemoteEnd::Answered { .. }) && !knows(self) {
+            self.ended(attempt.activation, End::AnsweredByPeer);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! `drain` and `leave`: taking a node out of service.
+
+use std::time::Duration;
+
+use embermesh_node::views::{DrainOutcome, DrainRequest};
+use hyper::{Method, StatusCode};
+
+use super::intent::confirm;
+use super::{CommandError, Exit};
+use crate::cli::DrainArgs;
+use crate::client::Client;
+use crate::output::{Output, details};
+
+/// How long to wait for a node that drains by its own deadline: longer than any run may take.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+pub(super) async fn drain(client: &Client, args: &DrainArgs, output: &mut Output<'_>) -> Result<Exit, CommandError> {
+    let deadline_ms = args.deadline.map(|deadline| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX));
+    let body = DrainRequest { deadline_ms, force: args.force };
+    let deadline = args.deadline.unwrap_or(DRAIN_TIMEOUT).saturating_add(client.deadline());
+    let answer = client.send(Method::POST, "/mesh/v1/drain", Some(&body), deadline).await?;
+    // A 409 is either what is left or why there can be no drain.
+    let outcome = match answer.parse::<DrainOutcome>() {
+        Ok(outcome) if matches!(answer.status, StatusCode::OK | StatusCode::CONFLICT) => outcome,
+        _ => answer.clone().ok()?.parse()?,
+    };
+    output.answer(&answer.body, || outcome_details(&outcome))?;
+    if outcome.drained {
+        return Ok(Exit::Ok);
+    }
+    output.remark("hint: the node goes on draining; ask again, or end what is left with --force");
+    Ok(Exit::Conflict)
+}
+
+pub(super) async fn leave(client: &Client, output: &mut Output<'_>) -> Result<Exit, CommandError> {
+    let answer = client.send(Method::POST, "/mesh/v1/leave", None::<&()>, client.deadline()).await?.ok()?;
+    confirm(&answer, output, || "the node leaves the mesh; its agent ends once it is empty".to_owned())
+}
+
+fn outcome_details(outcome: &DrainOutcome) -> String {
+    let left = if outcome.left.is_empty() { "-".to_owned() } else { outcome.left.join(", ") };
+    details([("drained", if outcome.drained { "yes" } else { "no" }.to_owned()), ("left", left)])
+}

@@ -1,0 +1,266 @@
+//! The demo's steps. Each proves its point by what the actions answered, and fails if it did not happen.
+
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use futures::future::try_join_all;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::figures::{Burst, Figures, Samples};
+use super::mesh::{DemoNode, Mesh, Ran, containers};
+
+const SAMPLES: usize = 300;
+/// Calls of one sort in a row.
+const TURN: usize = 30;
+const COLD_SAMPLES: usize = 20;
+const BURST: usize = 200;
+const HELD_SLOTS: usize = 8;
+/// How long gossip may take to bring an advert.
+const ADVERT: Duration = Duration::from_secs(5);
+
+/// One container, and every node's calls served by it.
+pub(super) async fn reuse(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+    let (first, others) = split(mesh)?;
+    first.create("hello", "echo", 16).await?;
+    let cold = first.invoke("hello", &json!({"from": first.id})).await?;
+    ensure!(cold.served == "cold", "the first call was served as {}, not by a cold start", cold.served);
+    let mut all = vec![cold.clone()];
+    for node in others {
+        node.knows("hello").await?;
+        let ran = until_remote(node, "hello", &json!({})).await?;
+        ensure!(
+            ran.proof.container == cold.proof.container && ran.proof.pid == cold.proof.pid,
+            "{} was served by {} (pid {}), not by {}'s container {}",
+            node.id,
+            ran.proof.container,
+            ran.proof.pid,
+            first.id,
+            cold.proof.container
+        );
+        figures.reused_remotely += 1;
+        all.push(ran);
+    }
+    figures.cold_starts = containers(&all);
+    Ok(format!(
+        "{} calls at {} nodes, all answered by {} (pid {})",
+        all.len(),
+        mesh.nodes.len(),
+        cold.proof.container,
+        cold.proof.pid
+    ))
+}
+
+/// Local warm, remote on a new lease, remote on a held lease, cold: side by side.
+pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+    let (first, others) = split(mesh)?;
+    let Some(second) = others.first() else { bail!("there is no second node") };
+    let params = json!({});
+    let mut local = Samples::default();
+    let mut held = Samples::default();
+    let mut fresh = Samples::default();
+    // In turns, so that whatever else the machine does falls on all of them alike.
+    for _ in 0..SAMPLES / TURN {
+        for _ in 0..TURN {
+            take(&mut local, first.invoke("hello", &params).await?, "local")?;
+        }
+        for _ in 0..TURN {
+            // A lease grows old and is made anew now and then: such a call is no sample of a held one.
+            let ran = second.invoke("hello", &params).await?;
+            if ran.served != "leased_new" {
+                take(&mut held, ran, "leased")?;
+            }
+        }
+        for _ in 0..TURN {
+            second.release("hello").await?;
+            // The release is on its way to the owner meanwhile: it is not what is measured.
+            for _ in 0..2 {
+                first.invoke("hello", &params).await?;
+            }
+            take(&mut fresh, until_remote(second, "hello", &params).await?, "leased_new")?;
+        }
+    }
+    let mut cold = Samples::default();
+    for n in 0..COLD_SAMPLES {
+        let name = format!("cold-{n}");
+        first.create(&name, "echo", 1).await?;
+        take(&mut cold, first.invoke(&name, &params).await?, "cold")?;
+        first.delete(&name).await?;
+    }
+    let echo = super::echo::measure(SAMPLES * 3).await?;
+    figures.samples = local.len().min(held.len()).min(fresh.len());
+    figures.cold_samples = cold.len();
+    ensure!(figures.samples >= 200, "only {} samples could be taken", figures.samples);
+    figures.local_warm_us = local.in_us();
+    figures.remote_held_lease_us = held.in_us();
+    figures.remote_new_lease_us = fresh.in_us();
+    figures.cold_start_ms = cold.in_ms();
+    figures.grpc_echo_us = echo.in_us();
+    Ok(format!(
+        "p50: local {:.0} µs, held lease {:.0} µs, new lease {:.0} µs, cold start {:.1} ms",
+        figures.local_warm_us.p50,
+        figures.remote_held_lease_us.p50,
+        figures.remote_new_lease_us.p50,
+        figures.cold_start_ms.p50
+    ))
+}
+
+/// Many at once, on an action that allows it and on one that doesn't.
+pub(super) async fn concurrency(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+    let (first, _) = split(mesh)?;
+    let params = json!({"ms": 50});
+    first.create("together", "sleep", BURST as u32).await?;
+    first.create("alone", "sleep", 1).await?;
+    first.invoke("together", &params).await?;
+    first.invoke("alone", &params).await?;
+    figures.concurrent = burst(first, "together", &params).await?;
+    ensure!(
+        figures.concurrent.containers == 1 && figures.concurrent.peak > BURST as u64 / 2,
+        "{BURST} activations took {} containers with at most {} at once",
+        figures.concurrent.containers,
+        figures.concurrent.peak
+    );
+    figures.sequential = burst(first, "alone", &params).await?;
+    ensure!(figures.sequential.peak == 1, "{} at once in a container that allows one", figures.sequential.peak);
+    first.delete("alone").await?;
+    Ok(format!(
+        "{BURST} at once: {:.0} ms in 1 container ({} together); one at a time: {:.0} ms in {} containers",
+        figures.concurrent.took_ms, figures.concurrent.peak, figures.sequential.took_ms, figures.sequential.containers
+    ))
+}
+
+/// First calls at all nodes in the same moment.
+pub(super) async fn herd(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+    let (first, _) = split(mesh)?;
+    first.create("herd", "echo", 1).await?;
+    for node in &mesh.nodes {
+        node.knows("herd").await?;
+    }
+    let params = json!({});
+    let ran = try_join_all(mesh.nodes.iter().map(|node| node.invoke("herd", &params))).await?;
+    figures.herd_cold_starts = containers(&ran);
+    ensure!(
+        figures.herd_cold_starts < mesh.nodes.len() as u64,
+        "each of the {} nodes started a container of its own",
+        mesh.nodes.len()
+    );
+    Ok(format!("{} first calls at once took {} container(s)", ran.len(), figures.herd_cold_starts))
+}
+
+/// A removal that a peer in need vetoes, and one that nobody minds.
+pub(super) async fn intents(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+    let (first, others) = split(mesh)?;
+    let Some(second) = others.first() else { bail!("there is no second node") };
+    let params = json!({});
+    first.create("wanted", "echo", 1).await?;
+    first.create("unwanted", "echo", 1).await?;
+    let wanted = first.invoke("wanted", &params).await?.proof.container;
+    let unwanted = first.invoke("unwanted", &params).await?.proof.container;
+    second.knows("wanted").await?;
+    until_remote(second, "wanted", &params).await?;
+    // The second node's steady calls are the demand that its forecast rests on.
+    for _ in 0..10 {
+        second.invoke("wanted", &params).await?;
+        sleep(Duration::from_millis(40)).await;
+    }
+    second.release("wanted").await?;
+    let vetoed = first.remove(&wanted).await?;
+    ensure!(
+        vetoed.outcome == "vetoed",
+        "the removal of a wanted container ended as {}: {}",
+        vetoed.outcome,
+        vetoed.reason
+    );
+    let after = second.invoke("wanted", &params).await?;
+    ensure!(after.proof.container == wanted, "the vetoed container was gone: {} answered", after.proof.container);
+    figures.vetoed += 1;
+    let committed = first.remove(&unwanted).await?;
+    ensure!(
+        committed.outcome == "committed",
+        "the removal of an unwanted container ended as {}: {}",
+        committed.outcome,
+        committed.reason
+    );
+    let again = first.invoke("unwanted", &params).await?;
+    ensure!(again.proof.container != unwanted, "the removed container still answers");
+    figures.committed += 1;
+    Ok(format!("{}; the other removal committed", vetoed.reason))
+}
+
+/// A holder dies with all slots of a container leased; they are usable again.
+pub(super) async fn recovery(mesh: &mut Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+    let last = mesh.nodes.len() - 1;
+    let params = json!({"ms": 150});
+    {
+        let (first, others) = split(mesh)?;
+        let Some(holder) = others.last() else { bail!("there is no second node") };
+        first.create("slots", "sleep", HELD_SLOTS as u32).await?;
+        let warm = first.invoke("slots", &params).await?;
+        holder.knows("slots").await?;
+        until_remote(holder, "slots", &params).await?;
+        let ran = try_join_all((0..HELD_SLOTS).map(|_| holder.invoke("slots", &params))).await?;
+        let there = ran.iter().filter(|r| r.proof.container == warm.proof.container).count();
+        ensure!(there >= HELD_SLOTS / 2, "only {there} of the holder's calls were served by {}", warm.proof.container);
+        let leased: u32 = first.leases().await?.granted.iter().filter(|l| l.action == "slots").map(|l| l.slots).sum();
+        ensure!(leased as usize >= HELD_SLOTS / 2, "the holder has only {leased} slots on lease");
+    }
+    mesh.kill(last).await?;
+    let killed = Instant::now();
+    let (first, _) = split(mesh)?;
+    loop {
+        let left: u32 = first.leases().await?.granted.iter().filter(|l| l.action == "slots").map(|l| l.slots).sum();
+        if left == 0 {
+            break;
+        }
+        ensure!(killed.elapsed() < Duration::from_secs(15), "{left} slots are still leased to a dead node");
+        sleep(Duration::from_millis(20)).await;
+    }
+    figures.recovered_after_ms = u64::try_from(killed.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let ran = try_join_all((0..HELD_SLOTS).map(|_| first.invoke("slots", &params))).await?;
+    let peak = ran.iter().map(|r| r.proof.peak).max().unwrap_or(0);
+    ensure!(
+        containers(&ran) == 1 && peak == HELD_SLOTS as u64,
+        "{HELD_SLOTS} at once took {} containers, at most {peak} together",
+        containers(&ran)
+    );
+    figures.slots_recovered = peak;
+    Ok(format!("{peak} slots of a killed holder usable again after {} ms", figures.recovered_after_ms))
+}
+
+/// The first node, and the others.
+fn split(mesh: &Mesh) -> anyhow::Result<(&DemoNode, &[DemoNode])> {
+    match mesh.nodes.split_first() {
+        Some(split) => Ok(split),
+        None => bail!("the mesh has no node"),
+    }
+}
+
+/// Invokes until the node has heard that another has a free slot: adverts take their time.
+async fn until_remote(node: &DemoNode, name: &str, params: &Value) -> anyhow::Result<Ran> {
+    let began = Instant::now();
+    loop {
+        let ran = node.invoke(name, params).await?;
+        if ran.served.starts_with("leased") {
+            return Ok(ran);
+        }
+        ensure!(began.elapsed() < ADVERT, "{} never served {name} by a lease, but as {}", node.id, ran.served);
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn take(samples: &mut Samples, ran: Ran, served: &str) -> anyhow::Result<()> {
+    ensure!(ran.served == served, "a call was served as `{}` instead of `{served}`", ran.served);
+    samples.add(ran.took);
+    Ok(())
+}
+
+async fn burst(node: &DemoNode, name: &str, params: &Value) -> anyhow::Result<Burst> {
+    let began = Instant::now();
+    let ran = try_join_all((0..BURST).map(|_| node.invoke(name, params))).await?;
+    Ok(Burst {
+        activations: ran.len() as u64,
+        containers: containers(&ran),
+        peak: ran.iter().map(|r| r.proof.peak).max().unwrap_or(0),
+        took_ms: (began.elapsed().as_secs_f64() * 1e4).round() / 10.0,
+    })
+}

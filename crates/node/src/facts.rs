@@ -1,0 +1,256 @@
+//! What goes through gossip, and how it is written: `n` about the node, once; `f` facts that change slowly;
+//! `a/0` to `a/31` adverts; `i/0` to `i/7` a ring of intents; `r` the action registry's digest. What can't be read is
+//! dropped and counted, never guessed.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use embermesh_core::output::{Advert, IntentKind, IntentNotice};
+use embermesh_core::{ActionHash, ContainerId, Epoch, Input, NodeId};
+
+use crate::gossip::{Gossip, GossipError, GossipEvent, STATE_KEY, STATE_LEFT};
+use crate::node::Node;
+use crate::peers::About;
+
+const INTENT_SLOTS: u64 = 8;
+/// Free memory is told in steps, so that each start does not make news.
+const ROOM_STEP_MB: u64 = 128;
+
+/// Keys for adverts: used again, since keys are never deleted.
+const ADVERT_SLOTS: usize = 32;
+
+/// What stands under the keys that are used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Slots(Mutex<SlotTable>);
+
+#[derive(Debug, Default)]
+struct SlotTable {
+    /// Intents told so far: the next one's place in the ring.
+    intents: u64,
+    /// Own adverts by key number.
+    own: BTreeMap<usize, ActionHash>,
+    /// What a peer had under a key: when another action takes the key, the first one's advert is gone.
+    peers: BTreeMap<(NodeId, String), (Epoch, ActionHash)>,
+}
+
+impl SlotTable {
+    /// The key of an own advert, its old one or a free one.
+    fn own_slot(&mut self, hash: ActionHash) -> Option<usize> {
+        let had = self.own.iter().find(|(_, h)| **h == hash).map(|(slot, _)| *slot);
+        had.or_else(|| (0..ADVERT_SLOTS).find(|slot| !self.own.contains_key(slot)))
+    }
+
+    /// Notes what a peer has under a key, nothing if `gone`; the action that had it before, if it has no other
+    /// key by now.
+    fn replace(&mut self, peer: &NodeId, key: &str, epoch: Epoch, hash: ActionHash, gone: bool) -> Option<ActionHash> {
+        let place = (peer.clone(), key.to_owned());
+        let before = if gone { self.peers.remove(&place) } else { self.peers.insert(place, (epoch, hash)) };
+        let before = before.filter(|(e, h)| *e == epoch && *h != hash).map(|(_, h)| h)?;
+        let elsewhere = self.peers.iter().any(|((p, _), (e, h))| p == peer && *e == epoch && *h == before);
+        (!elsewhere).then_some(before)
+    }
+
+    /// What an older epoch of a peer had means nothing any more.
+    fn forget_older(&mut self, peer: &NodeId, epoch: Epoch) {
+        self.peers.retain(|(p, _), (e, _)| p != peer || *e >= epoch);
+    }
+}
+
+impl Slots {
+    fn lock(&self) -> std::sync::MutexGuard<'_, SlotTable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Node {
+    /// Tells what does not change.
+    pub(crate) fn publish_about(&self, about: &About) {
+        if let Ok(text) = serde_json::to_string(about) {
+            self.publish("n", &text);
+        }
+    }
+
+    /// Tells what changes slowly; gossip ignores what is the same.
+    pub(crate) fn publish_facts(&self) {
+        let (room_mb, draining) =
+            self.driver().look(|core| (self.memory_mb().saturating_sub(core.memory_used_mb()), core.draining()));
+        let room_mb = room_mb / ROOM_STEP_MB * ROOM_STEP_MB;
+        self.publish("f", &format!("{},{room_mb}", u8::from(draining)));
+        self.publish("r", &format!("{:016x}", self.registry().digest()));
+    }
+
+    pub(crate) fn publish_advert(&self, hash: ActionHash, advert: Advert) {
+        let slot = {
+            let mut slots = self.slots().lock();
+            let Some(slot) = slots.own_slot(hash) else { return };
+            if advert == Advert::default() {
+                slots.own.remove(&slot)
+            } else {
+                slots.own.insert(slot, hash)
+            };
+            slot
+        };
+        let Advert { warm, paused, starting, free_bucket } = advert;
+        self.publish(&format!("a/{slot}"), &format!("{hash},{warm},{paused},{starting},{free_bucket}"));
+    }
+
+    /// To those named directly, and to everybody through the ring.
+    pub(crate) fn spread_intent(&self, to: Vec<NodeId>, gossip: bool, notice: IntentNotice) {
+        for peer in to {
+            self.spawn_intent(peer, &notice);
+        }
+        if gossip {
+            let place = {
+                let mut slots = self.slots().lock();
+                slots.intents += 1;
+                slots.intents % INTENT_SLOTS
+            };
+            self.publish(&format!("i/{place}"), &intent_text(&notice));
+        }
+    }
+
+    fn publish(&self, key: &str, value: &str) {
+        match self.gossip(|gossip: &Gossip| gossip.set(key, value)) {
+            // On its way out there is nothing more to tell.
+            Ok(_) | Err(GossipError::Closed) => {}
+            Err(error) => tracing::warn!(key, %error, "a fact could not be gossiped"),
+        }
+    }
+
+    /// Takes what gossip tells.
+    pub(crate) fn on_gossip(&self, event: GossipEvent) {
+        match event {
+            GossipEvent::PeerUp { node_id, epoch, advertise } => {
+                let (peer, epoch) = (NodeId::new(&node_id), Epoch(epoch));
+                if self.peers().up(&peer, epoch, advertise) {
+                    tracing::info!(peer = %peer, %advertise, "a peer is up");
+                    self.slots().lock().forget_older(&peer, epoch);
+                    self.tell(Input::PeerUp { peer, epoch });
+                }
+            }
+            GossipEvent::PeerDown { node_id, epoch } => {
+                let (peer, epoch) = (NodeId::new(&node_id), Epoch(epoch));
+                tracing::warn!(peer = %peer, "a peer is silent");
+                self.peers().down(&peer, epoch);
+                self.tell(Input::PeerDown { peer, epoch });
+            }
+            GossipEvent::Entry { node_id, epoch, key, value } => {
+                let (peer, epoch) = (NodeId::new(&node_id), Epoch(epoch));
+                if self.on_entry(peer.clone(), epoch, &key, &value).is_none() {
+                    tracing::debug!(peer = %peer, key, value, "a gossiped value makes no sense and is dropped");
+                }
+            }
+            GossipEvent::Twin { node_id, epoch, advertise } => self.on_twin(&node_id, epoch, advertise),
+        }
+    }
+
+    /// `None`: it could not be read.
+    fn on_entry(&self, peer: NodeId, epoch: Epoch, key: &str, value: &str) -> Option<()> {
+        if key.starts_with("a/") {
+            let (hash, advert) = advert(value)?;
+            if let Some(gone) = self.slots().lock().replace(&peer, key, epoch, hash, advert == Advert::default()) {
+                self.tell(Input::AdvertReceived { peer: peer.clone(), epoch, hash: gone, advert: Advert::default() });
+            }
+            self.tell(Input::AdvertReceived { peer, epoch, hash, advert });
+        } else if key.starts_with("i/") {
+            let notice = intent(peer, epoch, value)?;
+            self.tell(Input::IntentReceived { notice });
+        } else if key == "n" {
+            let about: About = serde_json::from_str(value).ok()?;
+            self.peers().change(&peer, epoch, |p| p.about = about);
+        } else if key == "f" {
+            let (draining, room) = value.split_once(',')?;
+            let (draining, room_mb) = (draining == "1", room.parse().ok()?);
+            self.peers().change(&peer, epoch, |p| p.draining = draining);
+            self.tell(Input::PeerFacts { peer, epoch, draining, room_mb });
+        } else if key == "r" {
+            let digest = u64::from_str_radix(value, 16).ok()?;
+            if digest != self.registry().digest() {
+                self.spawn_sync(peer);
+            }
+        } else if key == STATE_KEY && value == STATE_LEFT {
+            self.peers().change(&peer, epoch, |p| (p.left, p.live) = (true, false));
+            self.tell(Input::PeerDown { peer, epoch });
+        }
+        // A key of a newer version is none of our business.
+        Some(())
+    }
+}
+
+fn advert(text: &str) -> Option<(ActionHash, Advert)> {
+    let mut parts = text.split(',');
+    let hash = parts.next()?.parse().ok()?;
+    let mut number = || parts.next()?.parse::<u32>().ok();
+    let (warm, paused, starting) = (number()?, number()?, number()?);
+    let free_bucket = u8::try_from(number()?).ok().filter(|b| *b <= 3)?;
+    Some((hash, Advert { warm, paused, starting, free_bucket }))
+}
+
+fn intent_text(notice: &IntentNotice) -> String {
+    let kind = match notice.kind {
+        IntentKind::Pause => 'p',
+        IntentKind::Remove => 'r',
+    };
+    let (urgent, last) = (u8::from(notice.urgent), u8::from(notice.last_copy));
+    format!("{},{},{},{kind},{urgent},{},{last}", notice.container.number, notice.hash, notice.round, notice.window_us)
+}
+
+/// The owner is whoever gossips it, in its present epoch.
+fn intent(owner: NodeId, epoch: Epoch, text: &str) -> Option<IntentNotice> {
+    let parts: Vec<&str> = text.split(',').collect();
+    let [number, hash, round, kind, urgent, window, last] = parts.as_slice() else { return None };
+    Some(IntentNotice {
+        container: ContainerId { owner, epoch, number: number.parse().ok()? },
+        hash: hash.parse().ok()?,
+        round: round.parse().ok()?,
+        kind: match *kind {
+            "p" => IntentKind::Pause,
+            "r" => IntentKind::Remove,
+            _ => return None,
+        },
+        urgent: *urgent == "1",
+        window_us: window.parse().ok()?,
+        last_copy: *last == "1",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_intent_survives_the_ring() {
+        let notice = IntentNotice {
+            container: ContainerId { owner: NodeId::new("n1"), epoch: Epoch(7), number: 3 },
+            hash: ActionHash(12345),
+            round: 2,
+            kind: IntentKind::Remove,
+            urgent: true,
+            window_us: 1_000_000,
+            last_copy: false,
+        };
+        assert_eq!(intent(NodeId::new("n1"), Epoch(7), &intent_text(&notice)), Some(notice));
+    }
+
+    #[test]
+    fn an_advert_that_moved_to_another_key_is_not_taken_for_gone() {
+        let mut slots = SlotTable::default();
+        let (peer, epoch) = (NodeId::new("n1"), Epoch(1));
+        let (a, b) = (ActionHash(1), ActionHash(2));
+        assert_eq!(slots.replace(&peer, "a/3", epoch, a, false), None);
+        assert_eq!(slots.replace(&peer, "a/1", epoch, a, false), None);
+        assert_eq!(slots.replace(&peer, "a/3", epoch, b, false), None);
+        assert_eq!(slots.replace(&peer, "a/1", epoch, b, false), Some(a));
+        assert_eq!(slots.replace(&peer, "a/1", epoch, b, true), None);
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_no_advert() {
+        let read = Advert { warm: 1, paused: 0, starting: 2, free_bucket: 3 };
+        assert_eq!(advert("00000001,1,0,2,3"), Some((ActionHash(1), read)));
+        for text in ["", "00000001,1,2,3", "00000001,1,2,3,4", "1,0,0,0,0", "00000001,-1,0,0,0"] {
+            assert_eq!(advert(text), None, "{text}");
+        }
+        assert_eq!(intent(NodeId::new("n1"), Epoch(1), "3,zzzz,x"), None);
+    }
+}

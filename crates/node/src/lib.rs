@@ -1,0 +1,46 @@
+//! An Embermesh node: everything with I/O, driving the protocol core.
+//!
+//! | room | what lives there |
+//! | --- | --- |
+//! | [`node`] | what a node is made of, how it starts and ends |
+//! | `driver` | carries the core's outputs out, brings back what came of them |
+//! | `invoke` | the way of one activation at its origin |
+//! | `owned`, [`containers`] | own containers; the engines that run them |
+//! | `rpc`, `peers`, [`net`] | gRPC between peers, over a TCP seam |
+//! | [`gossip`], `facts` | membership and slowly changing facts, over a datagram seam |
+//! | [`registry`], `actions` | actions known to every node |
+//! | [`store`], [`data_dir`], `logbook` | what survives a restart; log lines on their way there |
+//! | [`api`] | the HTTP front door |
+//! | `operate`, `shown`, [`views`], `metrics` | what people do by hand and see |
+//!
+//! Gossip, containers and rpc don't know each other: they meet in the driver.
+
+mod actions;
+pub mod api;
+pub mod clock;
+pub mod config;
+pub mod containers;
+pub mod data_dir;
+mod detached;
+mod driver;
+mod facts;
+pub mod gossip;
+pub mod invocation;
+mod invoke;
+mod logbook;
+mod metrics;
+pub mod net;
+pub mod node;
+mod operate;
+mod outcome;
+mod owned;
+mod peers;
+pub mod registry;
+mod rpc;
+mod shown;
+pub mod store;
+pub mod views;
+
+pub use actions::ActionError;
+pub use node::{Leaving, Node, Parts, StartError};
+pub use operate::OperatorError;

@@ -1,0 +1,208 @@
+//! What operators do by hand: intents, vetoes, releases, drain, leave. Each is an input like any other.
+
+use std::time::Duration;
+
+use embermesh_core::ids::{IntentId, LeaseId};
+use embermesh_core::output::{Event, IntentEnd, IntentKind, IntentProblem, Output};
+use embermesh_core::{ContainerId, Input};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::timeout;
+
+use crate::node::{Leaving, Node};
+use crate::shown::{end_words, kind_name, veto_views};
+use crate::store::{ActivationFilter, ActivationRecord, ActivationSummary, StoreError};
+use crate::views;
+
+/// How much longer than its window an intent's end is waited for: the engine has to come free first.
+const INTENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why something can't be done by hand.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OperatorError {
+    #[error("{0}")]
+    BadId(String),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Conflict(String),
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl Node {
+    /// Opens an intent on an own container and waits for how it ends; with `force` it is ended without asking.
+    pub async fn open_intent(
+        &self,
+        container: &str,
+        kind: IntentKind,
+        force: bool,
+    ) -> Result<views::IntentOutcome, OperatorError> {
+        let id: ContainerId = parse(container)?;
+        if id.owner != *self.id() {
+            return Err(OperatorError::Conflict(format!(
+                "container {id} belongs to node {}: only its owner may {} it; ask there",
+                id.owner,
+                kind_name(kind)
+            )));
+        }
+        if force && kind == IntentKind::Pause {
+            return Err(OperatorError::Conflict(
+                "a pause can't be forced: peers' leases have to end first; leave --force out".to_owned(),
+            ));
+        }
+        let not_found = || OperatorError::NotFound(format!("no container {container} on this node"));
+        if !self.driver().look(|core| core.owns(&id)) {
+            return Err(not_found());
+        }
+        let mut events = self.core_events();
+        let input = Input::IntentRequested { container: id.number, kind, force };
+        let answer = self.tell_and_pick(input, |output| match output {
+            Output::IntentAnswer { answer, .. } => Some(answer.clone()),
+            _ => None,
+        });
+        let intent = match answer {
+            Some(Ok(intent)) => intent,
+            Some(Err(IntentProblem::UnknownContainer)) | None => return Err(not_found()),
+            Some(Err(problem)) => return Err(OperatorError::Conflict(problem.to_string())),
+        };
+        let ended = async {
+            loop {
+                match events.recv().await {
+                    Ok(Event::IntentClosed { intent: closed, end, .. }) if closed == intent && !force => {
+                        return Some(end);
+                    }
+                    // Retired without asking: nothing was opened that could be committed.
+                    Ok(Event::ContainerRemoved { container, .. }) if container == id.number && force => {
+                        return Some(IntentEnd::Committed);
+                    }
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return None,
+                }
+            }
+        };
+        let Ok(Some(end)) = timeout(self.config().protocol.window + INTENT_PATIENCE, ended).await else {
+            return Err(OperatorError::Unavailable(format!(
+                "intent {intent} has not ended yet: see `embermesh intents` and `embermesh containers`"
+            )));
+        };
+        let (outcome, reason) = match force {
+            true => ("retired", "removed without asking".to_owned()),
+            false => end_words(&end),
+        };
+        let vetoes = match &end {
+            IntentEnd::Vetoed { by } => veto_views(by),
+            _ => Vec::new(),
+        };
+        Ok(views::IntentOutcome {
+            intent_id: intent.to_string(),
+            container_id: id.to_string(),
+            kind: kind_name(kind).to_owned(),
+            outcome: outcome.to_owned(),
+            reason,
+            vetoes,
+        })
+    }
+
+    /// Objects to an intent, in this node's name.
+    pub async fn veto(&self, intent: &str, hold: Option<Duration>) -> Result<(), OperatorError> {
+        let id: IntentId = parse(intent)?;
+        let known = self.driver().look(|core| {
+            core.intents().iter().any(|i| i.notice.container == id.container && i.notice.round == id.round)
+        });
+        if !known {
+            return Err(OperatorError::NotFound(format!("no open intent {intent} is known here")));
+        }
+        let hold_us = hold.map(|h| u64::try_from(h.as_micros()).unwrap_or(u64::MAX));
+        self.tell(Input::VetoRequested { container: id.container, round: id.round, hold_us });
+        Ok(())
+    }
+
+    /// Gives a held lease back; runs on it go on.
+    pub async fn release(&self, lease: &str) -> Result<(), OperatorError> {
+        let id: LeaseId = parse(lease)?;
+        let held = self.driver().look(|core| core.held_leases().any(|l| l.owner == id.owner && l.fence == id.fence));
+        if !held {
+            return Err(OperatorError::NotFound(format!("this node holds no lease {lease}")));
+        }
+        self.tell(Input::ReleaseRequested { owner: id.owner, fence: id.fence });
+        Ok(())
+    }
+
+    /// Stops taking work and ends all containers.
+    pub async fn drain(&self, deadline: Option<Duration>, force: bool) -> Result<views::DrainOutcome, OperatorError> {
+        let deadline = deadline.unwrap_or(self.config().protocol.drain_deadline);
+        let mut drained = self.drained();
+        drained.mark_unchanged();
+        let deadline_us = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
+        self.tell(Input::DrainRequested { deadline_us, force });
+        self.publish_facts();
+        // The core reports at the deadline; a forced end takes the engine's time on top.
+        let ended = timeout(deadline + INTENT_PATIENCE, async {
+            loop {
+                if drained.changed().await.is_err() {
+                    return None;
+                }
+                let left = drained.borrow_and_update().clone();
+                if left.is_some() {
+                    return left;
+                }
+            }
+        });
+        match ended.await {
+            Ok(Some(left)) => Ok(views::DrainOutcome {
+                drained: left.is_empty(),
+                left: left.iter().map(|n| self.container_id(*n).to_string()).collect(),
+            }),
+            _ => Err(OperatorError::Unavailable("the drain did not end; see `embermesh status`".to_owned())),
+        }
+    }
+
+    /// Has the process drain, leave the mesh and end. Returns at once.
+    pub fn leave(&self) {
+        self.go(Leaving::Asked);
+    }
+
+    pub async fn activation(
+        &self,
+        namespace: &str,
+        id: &str,
+    ) -> Result<Option<std::sync::Arc<ActivationRecord>>, StoreError> {
+        let (node, namespace, id) = (self.clone(), namespace.to_owned(), id.to_owned());
+        reading(move || node.records().get(&namespace, &id)).await
+    }
+
+    pub async fn activation_summaries(
+        &self,
+        namespace: &str,
+        filter: ActivationFilter,
+    ) -> Result<Vec<ActivationSummary>, StoreError> {
+        let (node, namespace) = (self.clone(), namespace.to_owned());
+        reading(move || node.records().list_summaries(&namespace, &filter)).await
+    }
+
+    pub async fn activation_records(
+        &self,
+        namespace: &str,
+        filter: ActivationFilter,
+    ) -> Result<Vec<ActivationRecord>, StoreError> {
+        let (node, namespace) = (self.clone(), namespace.to_owned());
+        reading(move || node.records().list(&namespace, &filter)).await
+    }
+
+    pub async fn activation_count(&self, namespace: &str, filter: ActivationFilter) -> Result<u64, StoreError> {
+        let (node, namespace) = (self.clone(), namespace.to_owned());
+        reading(move || node.records().count(&namespace, &filter)).await
+    }
+}
+
+fn parse<T: std::str::FromStr<Err = embermesh_core::ids::BadId>>(text: &str) -> Result<T, OperatorError> {
+    text.parse().map_err(|e: embermesh_core::ids::BadId| OperatorError::BadId(e.to_string()))
+}
+
+async fn reading<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let failed = |e: tokio::task::JoinError| StoreError::Failed { what: "read", reason: e.to_string() };
+    tokio::task::spawn_blocking(read).await.map_err(failed)?
+}

@@ -1,0 +1,141 @@
+//! Peers as the driver knows them: their addresses, what they tell of themselves, and one pooled gRPC channel
+//! to each.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use embermesh_core::{Epoch, NodeId};
+use embermesh_proto::v1::mesh_client::MeshClient;
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::net::Net;
+
+pub(crate) type Client = MeshClient<Channel>;
+
+/// Largest message taken from a peer, in bytes.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// What a node tells of itself in gossip, once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct About {
+    #[serde(default)]
+    pub(crate) instance: String,
+    #[serde(default)]
+    pub(crate) api: String,
+    #[serde(default)]
+    pub(crate) version: String,
+    #[serde(default)]
+    pub(crate) memory_mb: u64,
+    #[serde(default)]
+    pub(crate) zone: String,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) epoch: Epoch,
+    pub(crate) mesh: SocketAddr,
+    pub(crate) live: bool,
+    pub(crate) left: bool,
+    pub(crate) draining: bool,
+    pub(crate) about: About,
+    client: Client,
+}
+
+#[derive(Debug)]
+pub(crate) struct Peers {
+    net: Arc<dyn Net>,
+    table: Mutex<BTreeMap<NodeId, Peer>>,
+}
+
+impl Peers {
+    pub(crate) fn new(net: Arc<dyn Net>) -> Self {
+        Self { net, table: Mutex::default() }
+    }
+
+    /// Notes a live peer; `false` if a newer epoch of it is known.
+    pub(crate) fn up(&self, id: &NodeId, epoch: Epoch, mesh: SocketAddr) -> bool {
+        let mut table = self.lock();
+        if let Some(peer) = table.get_mut(id) {
+            if peer.epoch > epoch {
+                return false;
+            }
+            if peer.epoch == epoch && peer.mesh == mesh {
+                peer.live = true;
+                return true;
+            }
+        }
+        let peer = Peer {
+            epoch,
+            mesh,
+            live: true,
+            left: false,
+            draining: false,
+            about: About::default(),
+            client: connect(self.net.clone(), mesh),
+        };
+        table.insert(id.clone(), peer);
+        true
+    }
+
+    pub(crate) fn down(&self, id: &NodeId, epoch: Epoch) {
+        self.change(id, epoch, |peer| peer.live = false);
+    }
+
+    pub(crate) fn change(&self, id: &NodeId, epoch: Epoch, with: impl FnOnce(&mut Peer)) {
+        if let Some(peer) = self.lock().get_mut(id).filter(|p| p.epoch == epoch) {
+            with(peer);
+        }
+    }
+
+    pub(crate) fn client(&self, id: &NodeId) -> Option<Client> {
+        self.lock().get(id).map(|p| p.client.clone())
+    }
+
+    pub(crate) fn all(&self) -> Vec<(NodeId, Peer)> {
+        self.lock().iter().map(|(id, peer)| (id.clone(), peer.clone())).collect()
+    }
+
+    pub(crate) fn live(&self) -> Vec<(NodeId, Client)> {
+        self.lock().iter().filter(|(_, p)| p.live).map(|(id, p)| (id.clone(), p.client.clone())).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Peer>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One HTTP/2 connection, made at the first request and again when it breaks. Keep-alive ends a connection
+/// whose other side has gone without a word.
+fn connect(net: Arc<dyn Net>, to: SocketAddr) -> Client {
+    let uri = Uri::builder().scheme("http").authority(to.to_string()).path_and_query("/").build().unwrap_or_default();
+    let endpoint = Endpoint::from(uri)
+        .connect_timeout(Duration::from_secs(2))
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_timeout(Duration::from_secs(2))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20);
+    let connector = tower::service_fn(move |_: Uri| {
+        let net = net.clone();
+        async move { net.connect(to).await.map(TokioIo::new) }
+    });
+    MeshClient::new(endpoint.connect_with_connector_lazy(connector))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Whether a failed call provably never left this node: no connection was made for it.
+pub(crate) fn never_sent(status: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
