@@ -13,8 +13,10 @@ use serde_json::value::RawValue;
 pub const MAX_INIT_BODY_BYTES: usize = 65 * 1024 * 1024;
 /// Largest body of `/run`: 1 MB of parameters, plus what stands around them.
 pub const MAX_RUN_BODY_BYTES: usize = 1024 * 1024 + 64 * 1024;
-/// Largest result that is passed on. The agent cuts at 1 MB; beyond this the run is answered 502.
+/// Largest result that is passed on. The agent cuts at 1 MB; beyond this the run is answered [`RESULT_TOO_LARGE`].
 pub const MAX_RESULT_BYTES: usize = 4 * 1024 * 1024;
+/// The status of a run whose result is not passed on: to the agent the same as a result over its own limit.
+pub const RESULT_TOO_LARGE: u16 = 507;
 /// Longest log line, in bytes; the rest of a longer one is dropped.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
 

@@ -12,7 +12,7 @@ use embermesh_node::data_dir::DataDir;
 use embermesh_node::gossip::UdpDatagrams;
 use embermesh_node::net::HostNet;
 use embermesh_node::store::RedbStore;
-use embermesh_node::{Leaving, Node, Parts};
+use embermesh_node::{Leaving, Node, Parts, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -20,7 +20,7 @@ use crate::cli::{AgentArgs, LogFormat};
 
 /// Exit code for a command line or a configuration that can't be.
 const USAGE: u8 = 2;
-/// Exit code of an agent that found a newer one with its id.
+/// Exit code of an agent whose id is another's: one that answers for it already, or a newer one.
 const REPLACED: u8 = 4;
 
 pub(crate) fn run(args: AgentArgs) -> ExitCode {
@@ -45,7 +45,8 @@ pub(crate) fn run(args: AgentArgs) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            let taken = matches!(error.downcast_ref(), Some(StartError::Taken(_)));
+            if taken { ExitCode::from(REPLACED) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -231,7 +231,7 @@ impl Node {
                 Output::PauseContainer { container } => self.spawn_pause(container),
                 Output::ResumeContainer { container } => self.spawn_resume(container),
                 Output::RemoveContainer { container } => self.spawn_remove(container),
-                Output::PublishAdvert { hash, advert } => self.publish_advert(hash, advert),
+                Output::PublishAdvert { hash, .. } => self.publish_advert(hash),
                 Output::Event(event) => self.publish_event(event),
                 Output::Drained { left } => self.drain_ended(left),
             }

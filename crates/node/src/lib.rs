@@ -2,7 +2,7 @@
 //!
 //! | room | what lives there |
 //! | --- | --- |
-//! | [`node`] | what a node is made of, how it starts and ends |
+//! | [`node`], `claim` | what a node is made of, how it starts and ends; its claim to its id |
 //! | `driver` | carries the core's outputs out, brings back what came of them |
 //! | `invoke` | the way of one activation at its origin |
 //! | `owned`, [`containers`] | own containers; the engines that run them |
@@ -17,6 +17,7 @@
 
 mod actions;
 pub mod api;
+mod claim;
 pub mod clock;
 pub mod config;
 pub mod containers;
@@ -42,5 +43,6 @@ pub mod store;
 pub mod views;
 
 pub use actions::ActionError;
+pub use claim::Taken;
 pub use node::{Leaving, Node, Parts, StartError};
 pub use operate::OperatorError;

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::claim::{self, Taken};
 use crate::clock::{Clock, wall_us};
 use crate::config::{LimitsSection, NodeConfig};
 use crate::containers::Engine;
@@ -114,6 +115,8 @@ pub enum StartError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     #[error(transparent)]
+    Taken(#[from] Taken),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Code(#[from] CodeError),
@@ -138,7 +141,8 @@ impl Node {
             net.listen(config.listen.mesh).await.map_err(listen("the mesh port (TCP)", config.listen.mesh))?;
         let api_listener = TcpListener::bind(config.listen.api).await.map_err(listen("the API", config.listen.api))?;
         let api = api_listener.local_addr()?;
-        let epoch = Epoch(data_dir.next_epoch(wall_us(), None)?);
+        let known = claim::ask(&config, &net, datagrams.as_ref()).await?;
+        let epoch = Epoch(data_dir.next_epoch(wall_us(), known)?);
         let id = NodeId::new(&config.node.id);
         let registry = Registry::load(store.clone(), config.node.id.clone(), RegistryLimits::from(&config.limits))?;
         let codes = CodeStore::with_limit(data_dir.code_dir(), config.limits.code_max.bytes())?;

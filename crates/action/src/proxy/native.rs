@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::header::HOST;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
@@ -23,6 +23,7 @@ use crate::contract::{
     CONCURRENCY_VARIABLE, InitRequest, LOG_LINES_HEADER, MAX_RESULT_BYTES, SOCKET_VARIABLE, WATCH_STDIN_VARIABLE,
 };
 use crate::gate;
+use crate::sdk::too_large;
 use crate::server::{Answer, Call, Initialised, Target, Task};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -153,9 +154,15 @@ async fn post(socket: &Path, path: &str, body: Bytes) -> io::Result<Answer> {
     let response = sender.send_request(request).await.map_err(io::Error::other)?;
     let lines = response.headers().get(LOG_LINES_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
     let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), MAX_RESULT_BYTES).collect().await.map_err(io::Error::other)?;
+    let body = Limited::new(response.into_body(), MAX_RESULT_BYTES).collect().await;
     connection.abort();
-    Ok(Answer { log_lines: lines, ..Answer::new(status, body.to_bytes()) })
+    match body {
+        Ok(body) => Ok(Answer { log_lines: lines, ..Answer::new(status, body.to_bytes()) }),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Ok(Answer { log_lines: lines, ..too_large(MAX_RESULT_BYTES + 1) })
+        }
+        Err(error) => Err(io::Error::other(error)),
+    }
 }
 
 fn reason(answer: &Answer) -> String {

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::ActionError;
 use crate::Context;
-use crate::contract::{InitRequest, MAX_RESULT_BYTES};
+use crate::contract::{InitRequest, MAX_RESULT_BYTES, RESULT_TOO_LARGE};
 use crate::gate::Gate;
 use crate::server::{Answer, Call, Initialised, Target, Task};
 
@@ -124,14 +124,16 @@ fn encode(value: &Value) -> Answer {
         return Answer::error(502, format!("the action did not return an object or array but {}", kind(value)));
     }
     match serde_json::to_vec(value) {
-        Ok(body) if body.len() > MAX_RESULT_BYTES => Answer::error(502, too_large(body.len())),
+        Ok(body) if body.len() > MAX_RESULT_BYTES => too_large(body.len()),
         Ok(body) => Answer::new(200, body),
         Err(e) => Answer::error(502, format!("the action's result cannot be written as JSON: {e}")),
     }
 }
 
-pub(crate) fn too_large(bytes: usize) -> String {
-    format!("the action's result has {bytes} bytes, more than the {MAX_RESULT_BYTES} that are passed on: return less")
+pub(crate) fn too_large(bytes: usize) -> Answer {
+    let limit = MAX_RESULT_BYTES;
+    let text = format!("the action's result has {bytes} bytes, more than the {limit} that are passed on: return less");
+    Answer::error(RESULT_TOO_LARGE, text)
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -243,14 +245,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_result_that_is_no_object_or_array_or_too_large_is_a_502() {
+    async fn a_result_that_is_no_object_or_array_is_a_502_and_one_too_large_a_507() {
         let (answer, ..) = call(|_, _| async { Ok(json!("text")) }, json!({})).await;
         assert_eq!(answer.status, 502);
         assert!(body(&answer)["error"].as_str().unwrap().contains("but a string"));
         let (answer, ..) = call(|_, _| async { Ok(json!([1])) }, json!({})).await;
         assert_eq!((answer.status, body(&answer)), (200, json!([1])));
         let (answer, ..) = call(|_, _| async { Ok(json!(["x".repeat(MAX_RESULT_BYTES)])) }, json!({})).await;
-        assert_eq!(answer.status, 502);
+        assert_eq!(answer.status, RESULT_TOO_LARGE);
         assert!(body(&answer)["error"].as_str().unwrap().contains("return less"));
     }
 
