@@ -67,6 +67,11 @@ impl Driver {
         with(&self.lock())
     }
 
+    /// The clock runs at another rate: what the timer task sleeps until is no longer right.
+    pub(crate) fn clock_changed(&self) {
+        self.earlier.notify_one();
+    }
+
     /// One step.
     fn step(&self, core: &mut embermesh_core::Node, input: Input) -> Vec<Output> {
         let mut outputs = Vec::with_capacity(4);

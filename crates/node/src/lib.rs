@@ -12,6 +12,7 @@
 //! | [`store`], [`data_dir`], `logbook` | what survives a restart; log lines on their way there |
 //! | [`api`] | the HTTP front door |
 //! | `operate`, `shown`, [`views`], `metrics` | what people do by hand and see |
+//! | [`faults`] | faults made on purpose, in agents that were started for it |
 //!
 //! Gossip, containers and rpc don't know each other: they meet in the driver.
 
@@ -25,6 +26,7 @@ pub mod data_dir;
 mod detached;
 mod driver;
 mod facts;
+pub mod faults;
 pub mod gossip;
 pub mod invocation;
 mod invoke;

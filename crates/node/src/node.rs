@@ -22,6 +22,7 @@ use crate::containers::Engine;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::driver::Driver;
 use crate::facts::Slots;
+use crate::faults::Faults;
 use crate::gossip::{Datagrams, Gossip, GossipConfig, GossipError};
 use crate::logbook::LogBook;
 use crate::metrics::Metrics;
@@ -76,6 +77,7 @@ struct Inner {
     stop: CancellationToken,
     tasks: TaskTracker,
     data_dir: DataDir,
+    faults: Option<Arc<Faults>>,
 }
 
 /// Why a node goes by itself.
@@ -95,6 +97,8 @@ pub struct Parts {
     pub datagrams: Arc<dyn Datagrams>,
     pub clock: Clock,
     pub data_dir: DataDir,
+    /// Whether faults can be made on purpose; the clock is then the one that they bend.
+    pub faults: Option<Arc<Faults>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -135,7 +139,10 @@ impl Node {
     pub async fn start(config: NodeConfig, parts: Parts) -> Result<Self, StartError> {
         let protocol = Arc::new(config.core());
         protocol.validate()?;
-        let Parts { engine, store, net, datagrams, clock, data_dir } = parts;
+        let Parts { mut engine, store, mut net, mut datagrams, clock, data_dir, faults } = parts;
+        if let Some(faults) = &faults {
+            (engine, net, datagrams) = (faults.engine(engine), faults.net(net), faults.datagrams(datagrams));
+        }
         let listen = |what, at| move |source| StartError::Listen { what, at, source };
         let mesh_listener =
             net.listen(config.listen.mesh).await.map_err(listen("the mesh port (TCP)", config.listen.mesh))?;
@@ -180,6 +187,7 @@ impl Node {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             data_dir,
+            faults,
             id,
             config,
         };
@@ -423,6 +431,10 @@ impl Node {
 
     pub(crate) fn slots(&self) -> &Slots {
         &self.0.slots
+    }
+
+    pub(crate) fn faults(&self) -> Option<&Arc<Faults>> {
+        self.0.faults.as_ref()
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

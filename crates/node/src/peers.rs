@@ -100,6 +100,10 @@ impl Peers {
         self.lock().get(&NodeId::new(id)).map(|p| (p.epoch, p.live.then_some(p.mesh)))
     }
 
+    pub(crate) fn mesh_addr(&self, id: &str) -> Option<SocketAddr> {
+        self.lock().get(&NodeId::new(id)).map(|p| p.mesh)
+    }
+
     pub(crate) fn all(&self) -> Vec<(NodeId, Peer)> {
         self.lock().iter().map(|(id, peer)| (id.clone(), peer.clone())).collect()
     }

@@ -148,6 +148,7 @@ impl Node {
             ready: not_ready.is_empty(),
             not_ready,
             draining,
+            fault_injection: self.faults().is_some(),
             peers_live: u32::try_from(peers_live).unwrap_or(u32::MAX),
             joining,
             containers: u32::try_from(containers).unwrap_or(u32::MAX),
