@@ -24,6 +24,9 @@ pub const MAX_LINE_BYTES: usize = 64 * 1024;
 pub const LOG_LINES_HEADER: &str = "x-embermesh-log-lines";
 /// Header of the `/init` answer of a native action: the Unix socket to use from then on.
 pub const SOCKET_HEADER: &str = "x-embermesh-socket";
+/// Header of requests of an agent whose containers outlive it: its epoch. A container answers no older one once it was
+/// adopted by a newer.
+pub const EPOCH_HEADER: &str = "x-embermesh-epoch";
 /// The line on stdout and stderr after which an activation writes nothing more.
 pub const END_MARK: &str = "XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX";
 

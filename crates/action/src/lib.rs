@@ -34,6 +34,10 @@
 //!
 //! A caller that hangs up does not end its run.
 //!
+//! `POST /adopt` with the header `x-embermesh-epoch`: an agent takes the container over from an earlier life of its own.
+//! 200 `{"running": n}` tells how many runs are still in progress; from then on requests with a lower epoch are
+//! answered 409, and so is this one if a higher epoch was here before.
+//!
 //! # Log lines
 //!
 //! Under an agent, a line that belongs to an activation is written on stdout or stderr as

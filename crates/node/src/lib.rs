@@ -5,7 +5,7 @@
 //! | [`node`], `claim` | what a node is made of, how it starts and ends; its claim to its id |
 //! | `driver` | carries the core's outputs out, brings back what came of them |
 //! | `invoke` | the way of one activation at its origin |
-//! | `owned`, [`containers`] | own containers; the engines that run them |
+//! | `owned`, `adoption`, [`containers`] | own containers; those of earlier lives; the engines that run them |
 //! | `rpc`, `peers`, [`net`] | gRPC between peers, over a TCP seam |
 //! | [`gossip`], `facts` | membership and slowly changing facts, over a datagram seam |
 //! | [`registry`], `actions` | actions known to every node |
@@ -17,6 +17,7 @@
 //! Gossip, containers and rpc don't know each other: they meet in the driver.
 
 mod actions;
+mod adoption;
 pub mod api;
 mod claim;
 pub mod clock;

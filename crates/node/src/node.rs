@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::adoption::FoundTable;
 use crate::claim::{self, Taken};
 use crate::clock::{Clock, wall_us};
 use crate::config::{LimitsSection, NodeConfig};
@@ -64,6 +65,7 @@ struct Inner {
     gossip: OnceLock<Gossip>,
     logbook: Arc<LogBook>,
     owned: OwnedTable,
+    found: FoundTable,
     runs_for_peers: RunsForPeers,
     specs: Specs,
     syncing: Syncing,
@@ -175,6 +177,7 @@ impl Node {
             gossip: OnceLock::new(),
             logbook: Arc::default(),
             owned: OwnedTable::default(),
+            found: FoundTable::default(),
             runs_for_peers: RunsForPeers::default(),
             specs: Specs::default(),
             syncing: Syncing::default(),
@@ -192,6 +195,9 @@ impl Node {
             config,
         };
         let node = Self(Arc::new(inner));
+        node.until_stopped(node.clone().run_timer());
+        node.until_stopped(node.clone().watch_engine());
+        node.adopt_found().await;
         node.serve(mesh_listener, api_listener);
         node.join_mesh(datagrams).await?;
         Ok(node)
@@ -213,8 +219,6 @@ impl Node {
                 tracing::error!(%error, "the API is no longer served");
             }
         });
-        self.until_stopped(self.clone().run_timer());
-        self.until_stopped(self.clone().watch_engine());
         let node = self.clone();
         self.until_stopped(async move {
             loop {
@@ -272,10 +276,14 @@ impl Node {
     }
 
     /// Ends the node: drains for as long as configured, tells the mesh, ends all containers, writes what is
-    /// still to be written.
+    /// still to be written. A node that nobody told to leave hands its containers over to its next life, if its
+    /// engine can.
     pub async fn shutdown(&self) {
         let deadline = self.0.config.protocol.drain_deadline;
-        if let Ok(outcome) = self.drain(Some(deadline), true).await
+        let hands_over = self.0.engine.hands_over() && self.0.leaving.borrow().is_none();
+        if hands_over {
+            self.hand_over(deadline).await;
+        } else if let Ok(outcome) = self.drain(Some(deadline), true).await
             && !outcome.left.is_empty()
         {
             tracing::warn!(left = ?outcome.left, "not everything had ended at the drain's deadline");
@@ -289,7 +297,11 @@ impl Node {
         if tokio::time::timeout(Duration::from_secs(5), self.0.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
-        self.0.engine.shutdown().await;
+        if hands_over {
+            self.0.engine.hand_over(&self.idle_for_next_life()).await;
+        } else {
+            self.0.engine.shutdown().await;
+        }
         let node = self.clone();
         let written = tokio::task::spawn_blocking(move || node.0.records.close(Duration::from_secs(10))).await;
         if !matches!(written, Ok(true)) {
@@ -411,6 +423,10 @@ impl Node {
 
     pub(crate) fn logbook(&self) -> &Arc<LogBook> {
         &self.0.logbook
+    }
+
+    pub(crate) fn found_table(&self) -> &FoundTable {
+        &self.0.found
     }
 
     pub(crate) fn owned(&self) -> &OwnedTable {

@@ -206,30 +206,33 @@ impl Node {
     /// Stops taking work and ends all containers.
     pub async fn drain(&self, deadline: Option<Duration>, force: bool) -> Result<views::DrainOutcome, OperatorError> {
         let deadline = deadline.unwrap_or(self.config().protocol.drain_deadline);
+        let deadline_us = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
+        match self.drained_by(Input::DrainRequested { deadline_us, force }, deadline).await {
+            Some(left) => Ok(views::DrainOutcome {
+                drained: left.is_empty(),
+                left: left.iter().map(|n| self.container_id(*n).to_string()).collect(),
+            }),
+            None => Err(OperatorError::Unavailable("the drain did not end; see `embermesh status`".to_owned())),
+        }
+    }
+
+    /// Has the core end its work; the containers that are left.
+    pub(crate) async fn drained_by(&self, input: Input, deadline: Duration) -> Option<Vec<u64>> {
         let mut drained = self.drained();
         drained.mark_unchanged();
-        let deadline_us = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
-        self.tell(Input::DrainRequested { deadline_us, force });
+        self.tell(input);
         self.publish_facts();
         // The core reports at the deadline; a forced end takes the engine's time on top.
         let ended = timeout(deadline + INTENT_PATIENCE, async {
             loop {
-                if drained.changed().await.is_err() {
-                    return None;
-                }
+                drained.changed().await.ok()?;
                 let left = drained.borrow_and_update().clone();
                 if left.is_some() {
                     return left;
                 }
             }
         });
-        match ended.await {
-            Ok(Some(left)) => Ok(views::DrainOutcome {
-                drained: left.is_empty(),
-                left: left.iter().map(|n| self.container_id(*n).to_string()).collect(),
-            }),
-            _ => Err(OperatorError::Unavailable("the drain did not end; see `embermesh status`".to_owned())),
-        }
+        ended.await.ok().flatten()
     }
 
     /// Has the process drain, leave the mesh and end. Returns at once.

@@ -216,6 +216,7 @@ impl Node {
                 container("container_warm", *n, action);
                 view.detail = Some(format!("cold start took {} ms", cold_us / 1000));
             }
+            Event::ContainerAdopted { container: n, action } => container("container_adopted", *n, action),
             Event::ContainerFailed { container: n, action } => container("container_failed", *n, action),
             Event::ContainerDied { container: n, action } => container("container_died", *n, action),
             Event::ContainerPaused { container: n, action } => container("container_paused", *n, action),

@@ -257,6 +257,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_that_was_adopted_counts_its_runs_and_refuses_older_agents() {
+        let (_, _, lines) = Captured::pair(true);
+        let gate = Gate::new(2);
+        let (let_go, held) = tokio::sync::watch::channel(false);
+        let handler = from_fn(move |_: Context, _: Value| {
+            let mut held = held.clone();
+            async move {
+                held.wait_for(|free| *free).await.ok();
+                Ok::<_, ActionError>(json!({}))
+            }
+        });
+        let server = Server::new(gate.clone(), lines, Box::new(HandlerTarget::new(handler, gate)));
+        server.init_by(Some(5), Bytes::from_static(b"{}")).await;
+        let running = tokio::spawn({
+            let server = server.clone();
+            async move { server.run_by(Some(5), Bytes::from_static(b"{}")).await }
+        });
+        while server.gate.running() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let adopted = server.adopt(Some(6)).await;
+        assert_eq!((adopted.status, body(&adopted)), (200, json!({"running": 1})));
+        for refused in [server.run_by(Some(5), Bytes::from_static(b"{}")).await, server.adopt(Some(5)).await] {
+            assert_eq!(refused.status, 409);
+            assert!(body(&refused)["error"].as_str().unwrap().contains("epoch 6"));
+        }
+        let_go.send(true).unwrap();
+        assert_eq!(running.await.unwrap().status, 200, "what ran goes on to its end");
+        assert_eq!(body(&server.adopt(Some(6)).await), json!({"running": 0}));
+        assert_eq!(server.run_by(Some(6), Bytes::from_static(b"{}")).await.status, 200);
+        assert_eq!(server.adopt(None).await.status, 400);
+    }
+
+    #[tokio::test]
     async fn a_run_over_the_limit_is_refused_while_another_is_in_progress() {
         let (_, _, lines) = Captured::pair(true);
         let gate = Gate::new(1);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::time::sleep;
 
 use super::{Faults, LOOK_AGAIN};
-use crate::containers::{ContainerSpec, Engine, EngineError, EngineEvent, Reply, Runtime};
+use crate::containers::{ContainerSpec, Engine, EngineError, EngineEvent, Found, Reply, Runtime};
 
 pub(super) struct FaultyEngine {
     inner: Arc<dyn Engine>,
@@ -67,6 +67,31 @@ impl Engine for FaultyEngine {
 
     fn events(&self) -> Option<tokio::sync::mpsc::Receiver<EngineEvent>> {
         self.inner.events()
+    }
+
+    fn hands_over(&self) -> bool {
+        self.inner.hands_over()
+    }
+
+    async fn hand_over(&self, idle: &[String]) {
+        self.faults.heal();
+        self.inner.hand_over(idle).await;
+    }
+
+    async fn found(&self) -> Result<Vec<Found>, EngineError> {
+        self.inner.found().await
+    }
+
+    async fn adopt(&self, found: &Found, spec: ContainerSpec) -> Result<u32, EngineError> {
+        self.inner.adopt(found, spec).await
+    }
+
+    async fn runs_left(&self, id: &str) -> Result<u32, EngineError> {
+        self.inner.runs_left(id).await
+    }
+
+    async fn discard(&self, found: &Found) -> Result<(), EngineError> {
+        self.inner.discard(found).await
     }
 
     /// A node that ends waits for nothing that was made to fail.
