@@ -52,4 +52,8 @@ pub enum InvokeError {
     Deleted { namespace: String, name: String },
     #[error("the caller left before it could run")]
     Cancelled,
+    #[error(
+        "this node can't promise to run what nobody waits for ({reason}): wait for the answer with blocking=true, or use another node; it goes on by itself once its data folder can be written"
+    )]
+    NotKept { reason: String },
 }

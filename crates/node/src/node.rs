@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ use crate::peers::{About, Peers};
 use crate::registry::action::ActionEntry;
 use crate::registry::{Registry, RegistryLimits};
 use crate::rpc::server::RunsForPeers;
-use crate::store::{CodeError, CodeStore, RecordWriter, Store, StoreError, WriterOptions};
+use crate::store::journal::JournalOptions;
+use crate::store::{CodeError, CodeStore, Journal, RecordWriter, Store, StoreError, WriterOptions};
 use crate::views;
 
 /// Events that a slow watcher may lag behind.
@@ -58,6 +60,7 @@ struct Inner {
     registry: Registry,
     codes: CodeStore,
     records: RecordWriter,
+    journal: Journal,
     peers: Peers,
     gossip: OnceLock<Gossip>,
     logbook: Arc<LogBook>,
@@ -72,6 +75,10 @@ struct Inner {
     drained: watch::Sender<Option<Vec<u64>>>,
     /// Somebody asked the node to go: why.
     leaving: watch::Sender<Option<Leaving>>,
+    /// It will leave, or goes down: nothing more is promised.
+    no_promises: AtomicBool,
+    /// It goes down: what is owed and waits is the next start's.
+    stopping: AtomicBool,
     stop: CancellationToken,
     tasks: TaskTracker,
     data_dir: DataDir,
@@ -146,7 +153,8 @@ impl Node {
             max_age: config.store.retention_age,
             max_bytes: config.store.retention_bytes.bytes(),
         };
-        let records = RecordWriter::start(store, WriterOptions::new(retention))?;
+        let records = RecordWriter::start(store.clone(), WriterOptions::new(retention))?;
+        let (journal, owed) = Journal::start(store, JournalOptions::default())?;
         let core = embermesh_core::Node::new(id.clone(), epoch, protocol.clone(), epoch.0);
         let inner = Inner {
             epoch,
@@ -160,6 +168,7 @@ impl Node {
             registry,
             codes,
             records,
+            journal,
             peers: Peers::new(net),
             gossip: OnceLock::new(),
             logbook: Arc::default(),
@@ -173,6 +182,8 @@ impl Node {
             core_events: broadcast::channel(EVENT_BACKLOG).0,
             drained: watch::channel(None).0,
             leaving: watch::channel(None).0,
+            no_promises: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             data_dir,
@@ -180,8 +191,11 @@ impl Node {
             config,
         };
         let node = Self(Arc::new(inner));
+        // Before anybody can call: what is owed counts against the bounds.
+        node.take_up(&owed);
         node.serve(mesh_listener, api_listener);
         node.join_mesh(datagrams).await?;
+        node.recover(owed);
         Ok(node)
     }
 
@@ -240,6 +254,16 @@ impl Node {
         Ok(())
     }
 
+    /// A task that the node's end waits for. It has to look at `stopped` wherever it waits for long.
+    pub(crate) fn track(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn(task);
+    }
+
+    /// Waits until the node goes down.
+    pub(crate) async fn stopped(&self) {
+        self.0.stop.cancelled().await;
+    }
+
     fn until_stopped(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.0.stop.clone();
         self.0.tasks.spawn(async move {
@@ -262,6 +286,8 @@ impl Node {
     /// Ends the node: drains for as long as configured, tells the mesh, ends all containers, writes what is
     /// still to be written.
     pub async fn shutdown(&self) {
+        self.promise_nothing();
+        self.0.stopping.store(true, Ordering::Relaxed);
         let deadline = self.0.config.protocol.drain_deadline;
         if let Ok(outcome) = self.drain(Some(deadline), true).await
             && !outcome.left.is_empty()
@@ -279,9 +305,18 @@ impl Node {
         }
         self.0.engine.shutdown().await;
         let node = self.clone();
-        let written = tokio::task::spawn_blocking(move || node.0.records.close(Duration::from_secs(10))).await;
-        if !matches!(written, Ok(true)) {
+        let written = tokio::task::spawn_blocking(move || {
+            let settled = node.0.journal.close(Duration::from_secs(10));
+            node.0.records.close(Duration::from_secs(10)) && settled
+        });
+        if !matches!(written.await, Ok(true)) {
             tracing::warn!("not all activation records could be written");
+        }
+        match self.0.journal.owed() {
+            0 => {}
+            owed => {
+                tracing::warn!(owed, "accepted activations have not ended: the next start on this data folder goes on")
+            }
         }
     }
 
@@ -391,6 +426,23 @@ impl Node {
 
     pub(crate) fn records(&self) -> &RecordWriter {
         &self.0.records
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.0.journal
+    }
+
+    /// From now on no activation is accepted without a caller that waits.
+    pub(crate) fn promise_nothing(&self) {
+        self.0.no_promises.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn promises_nothing(&self) -> bool {
+        self.0.no_promises.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Relaxed)
     }
 
     pub(crate) fn peers(&self) -> &Peers {

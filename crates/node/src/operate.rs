@@ -158,9 +158,20 @@ impl Node {
         }
     }
 
-    /// Has the process drain, leave the mesh and end. Returns at once.
-    pub fn leave(&self) {
-        self.go(Leaving::Asked);
+    /// Has the process drain, leave the mesh and end, once nothing is owed any more or, with `force`, whatever is.
+    /// Returns at once.
+    pub fn leave(&self, force: bool) {
+        self.promise_nothing();
+        if force {
+            return self.go(Leaving::Asked);
+        }
+        let node = self.clone();
+        self.track(async move {
+            tokio::select! {
+                () = node.journal().emptied() => node.go(Leaving::Asked),
+                () = node.stopped() => {}
+            }
+        });
     }
 
     pub async fn activation(

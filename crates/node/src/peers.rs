@@ -95,6 +95,10 @@ impl Peers {
         self.lock().get(id).map(|p| p.client.clone())
     }
 
+    pub(crate) fn epoch(&self, id: &NodeId) -> Option<Epoch> {
+        self.lock().get(id).map(|p| p.epoch)
+    }
+
     pub(crate) fn all(&self) -> Vec<(NodeId, Peer)> {
         self.lock().iter().map(|(id, peer)| (id.clone(), peer.clone())).collect()
     }

@@ -283,6 +283,7 @@ async fn status_as_table_and_json() {
         memory_used_mb: 768,
         queued: 1,
         running: 2,
+        owed: 0,
         actions: 4,
         gossip_bytes_sent: 1_234_567,
         gossip_bytes_received: 999,
