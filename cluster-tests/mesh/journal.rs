@@ -206,6 +206,8 @@ fn a_full_disk_refuses_new_promises_and_nothing_else_until_there_is_room_again()
     agent.create_builtin("echo", "echo", 4);
     agent.run("echo", &json!({}));
     agent.record(&accept(&agent, "echo", &json!({})));
+    agent.create_builtin("sleep", "sleep", 4);
+    agent.run("sleep", &json!({"ms": 0}));
     disk.fill();
     // What is free in the store's own file is used up first.
     let body = json!({"x": "y".repeat(100_000)});
@@ -223,6 +225,9 @@ fn a_full_disk_refuses_new_promises_and_nothing_else_until_there_is_room_again()
         assert_eq!(agent.run("echo", &json!({"n": n})).result["echo"], json!({"n": n}), "blocking work goes on");
     }
     assert_eq!(agent.post(&action_path("echo"), &body).status, 503);
+    // One that waits too long is told what becomes of it.
+    let turned = agent.post(&format!("{}&timeout=100", blocking("sleep")), &json!({"ms": 600}));
+    assert!(turned.refusal(503).contains("if it has begun it goes on"), "{turned}");
     disk.make_room();
     until("it is ready again", || agent.get("/readyz").status == 200);
     let id = accept(&agent, "echo", &json!({"after": 1}));

@@ -56,4 +56,8 @@ pub enum InvokeError {
         "this node can't promise to run what nobody waits for ({reason}): wait for the answer with blocking=true, or use another node; it goes on by itself once its data folder can be written"
     )]
     NotKept { reason: String },
+    #[error(
+        "activation `{activation_id}` has not ended, and this node can't promise that it will ({reason}): if it has begun it goes on, else it was cancelled"
+    )]
+    NotPromised { activation_id: String, reason: String },
 }

@@ -61,9 +61,14 @@ enum Step {
 }
 
 impl Activation {
-    pub(crate) fn new(id: ActivationId, entry: Arc<ActionEntry>, call: Call, keeping: Keeping) -> Arc<Self> {
-        let (hex, arrived, arrived_ms) = (id.to_string(), Instant::now(), wall_ms());
-        Arc::new(Self { id, hex, entry, call, arrived, arrived_ms, keeping })
+    pub(crate) fn new(
+        id: ActivationId,
+        entry: Arc<ActionEntry>,
+        call: Call,
+        arrived_ms: u64,
+        keeping: Keeping,
+    ) -> Arc<Self> {
+        Arc::new(Self { id, hex: id.to_string(), entry, call, arrived: Instant::now(), arrived_ms, keeping })
     }
 }
 
@@ -75,7 +80,7 @@ impl Node {
             .await
             .ok_or_else(|| InvokeError::NotFound { namespace: call.namespace.clone(), name: call.name.clone() })?;
         let id = new_activation_id();
-        let activation = Activation::new(id, entry, call, Keeping::default());
+        let activation = Activation::new(id, entry, call, wall_ms(), Keeping::default());
         let accepted = Invoked::Accepted { activation_id: activation.hex.clone() };
         let Wait::For(longest) = wait else {
             self.accept(activation).await?;
@@ -195,6 +200,7 @@ impl Node {
         let input = Input::RunFinished { container, run, end };
         let Some(outcome) = outcome else {
             // The body never reached the container: back to the queue.
+            activation.keeping.came_back();
             return Step::Again(self.tell_for(input, activation.id));
         };
         self.tell(input);

@@ -81,6 +81,11 @@ impl Keeping {
         *self.handed.lock().unwrap_or_else(PoisonError::into_inner) = Some(handed);
     }
 
+    /// It came back, and certainly did not run.
+    pub(crate) fn came_back(&self) {
+        *self.handed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn handed(&self) -> Option<Handed> {
         self.handed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -183,6 +188,9 @@ impl Node {
                 Ok(()) => node.journal().accept(activation.kept(), started).await.map_err(not_kept),
                 Err(error) => Err(error),
             };
+            let activation_id = activation.hex.clone();
+            let promised =
+                promised.map_err(|error| InvokeError::NotPromised { activation_id, reason: error.to_string() });
             if promised.is_ok() {
                 activation.keeping.promise();
                 let bytes = activation.call.params.len() as u64;
@@ -275,7 +283,7 @@ impl Node {
     }
 
     fn may_promise(&self) -> Result<(), InvokeError> {
-        if self.promises_nothing() {
+        if self.journal().promises_no_more() {
             return Err(InvokeError::Draining);
         }
         match self.journal().trouble() {

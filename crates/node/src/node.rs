@@ -75,8 +75,6 @@ struct Inner {
     drained: watch::Sender<Option<Vec<u64>>>,
     /// Somebody asked the node to go: why.
     leaving: watch::Sender<Option<Leaving>>,
-    /// It will leave, or goes down: nothing more is promised.
-    no_promises: AtomicBool,
     /// It goes down: what is owed and waits is the next start's.
     stopping: AtomicBool,
     stop: CancellationToken,
@@ -182,7 +180,6 @@ impl Node {
             core_events: broadcast::channel(EVENT_BACKLOG).0,
             drained: watch::channel(None).0,
             leaving: watch::channel(None).0,
-            no_promises: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -286,7 +283,7 @@ impl Node {
     /// Ends the node: drains for as long as configured, tells the mesh, ends all containers, writes what is
     /// still to be written.
     pub async fn shutdown(&self) {
-        self.promise_nothing();
+        self.0.journal.promise_no_more();
         self.0.stopping.store(true, Ordering::Relaxed);
         let deadline = self.0.config.protocol.drain_deadline;
         if let Ok(outcome) = self.drain(Some(deadline), true).await
@@ -430,15 +427,6 @@ impl Node {
 
     pub(crate) fn journal(&self) -> &Journal {
         &self.0.journal
-    }
-
-    /// From now on no activation is accepted without a caller that waits.
-    pub(crate) fn promise_nothing(&self) {
-        self.0.no_promises.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn promises_nothing(&self) -> bool {
-        self.0.no_promises.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

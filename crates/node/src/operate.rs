@@ -161,7 +161,7 @@ impl Node {
     /// Has the process drain, leave the mesh and end, once nothing is owed any more or, with `force`, whatever is.
     /// Returns at once.
     pub fn leave(&self, force: bool) {
-        self.promise_nothing();
+        self.journal().promise_no_more();
         if force {
             return self.go(Leaving::Asked);
         }

@@ -136,7 +136,7 @@ impl Node {
             transaction_id: kept.transaction_id.clone(),
             subject: kept.subject.clone(),
         };
-        Some(Activation::new(kept.id, entry, call, Keeping::promised(attempt)))
+        Some(Activation::new(kept.id, entry, call, kept.accepted_ms, Keeping::promised(attempt)))
     }
 
     /// How long its run may take: as long as any, if the action is not known.

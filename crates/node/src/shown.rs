@@ -170,7 +170,7 @@ impl Node {
         let mut reasons = Vec::new();
         if self.driver().look(|c| c.draining()) {
             reasons.push("draining".to_owned());
-        } else if self.promises_nothing() {
+        } else if self.journal().promises_no_more() {
             reasons.push(format!("leaving, once {} accepted activations have ended", self.journal().owed()));
         }
         if let Some(trouble) = self.journal().trouble() {

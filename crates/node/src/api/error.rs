@@ -117,7 +117,12 @@ impl ApiError {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyLate { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Invoke(InvokeError::QueueFull { .. }) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Invoke(InvokeError::NoCapacity { .. } | InvokeError::Draining | InvokeError::NotKept { .. })
+            Self::Invoke(
+                InvokeError::NoCapacity { .. }
+                | InvokeError::Draining
+                | InvokeError::NotKept { .. }
+                | InvokeError::NotPromised { .. },
+            )
             | Self::UploadsBusy
             | Self::CodeUnavailable { .. }
             | Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,

@@ -130,6 +130,7 @@ struct State {
     queue: VecDeque<Ask>,
     owed: HashSet<ActivationId>,
     trouble: bool,
+    no_more: bool,
     closing: bool,
     ended: bool,
     /// It ended with steps that are not on disk.
@@ -209,6 +210,15 @@ impl Journal {
         self.step(Step::Ended(id, Arc::new(record)))
     }
 
+    /// From now on nothing more is promised; what is owed goes on.
+    pub fn promise_no_more(&self) {
+        self.shared.lock().no_more = true;
+    }
+
+    pub fn promises_no_more(&self) -> bool {
+        self.shared.lock().no_more
+    }
+
     /// How many are owed.
     pub fn owed(&self) -> usize {
         self.shared.lock().owed.len()
@@ -273,6 +283,9 @@ impl Journal {
             return Err(JournalError::Closed);
         }
         if let Step::Accepted(kept, _) = &ask.step {
+            if state.no_more {
+                return Err(JournalError::Closed);
+            }
             let waiting = state.queue.len();
             if waiting >= self.shared.options.most_waiting {
                 return Err(JournalError::Busy { waiting });

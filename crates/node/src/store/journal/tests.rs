@@ -190,9 +190,9 @@ async fn a_promise_that_finds_too_many_waiting_is_refused_and_is_not_owed() {
     let first = journal.accept(kept(0), None);
     eventually(|| store.tries.load(Ordering::SeqCst) == 1);
     let (second, third) = (journal.accept(kept(1), None), journal.accept(kept(2), None));
-    let refused = in_time(journal.accept(kept(3), None)).await;
-    assert_eq!(refused, Err(JournalError::Busy { waiting: 2 }));
+    let refused = journal.accept(kept(3), None);
     drop(held);
+    assert_eq!(in_time(refused).await, Err(JournalError::Busy { waiting: 2 }));
     for taken in [first, second, third] {
         in_time(taken).await.unwrap();
     }
@@ -245,6 +245,18 @@ async fn an_end_whose_transaction_failed_but_reached_the_disk_is_still_one_end()
     in_time(ended).await.unwrap().unwrap();
     assert_eq!(store.count_activations("guest", &ActivationFilter::default()).unwrap(), 1);
     assert_eq!((journal.owed(), owed(&store)), (0, vec![]));
+}
+
+#[tokio::test]
+async fn one_that_promises_no_more_still_ends_what_it_owes() {
+    let store = Flaky::new();
+    let journal = start(&store);
+    in_time(journal.accept(kept(1), None)).await.unwrap();
+    journal.promise_no_more();
+    assert_eq!(in_time(journal.accept(kept(2), None)).await, Err(JournalError::Closed));
+    in_time(journal.started(ActivationId(1), here(0))).await.unwrap();
+    in_time(journal.end(ActivationId(1), record("guest", "hello", 1, 5))).await.unwrap();
+    in_time(journal.emptied()).await;
 }
 
 #[tokio::test]
