@@ -2,8 +2,8 @@
 //!
 //! A caller hands a step over and waits until it is on disk. One thread writes them in groups: while one group is on
 //! its way to the disk the next one gathers, so that many share an fsync and one that is alone does not wait for
-//! company. When the disk fails, new promises are refused at once, ends wait, and the thread tries again with growing
-//! pauses until it works. Nothing here is on the way of a call that somebody waits for.
+//! company. When the disk fails, or does not answer, new promises are refused at once, ends wait, and the thread tries
+//! again with growing pauses until it works. Nothing here is on the way of a call that somebody waits for.
 
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use embermesh_core::ActivationId;
 use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
 
 use super::{ActivationRecord, Store, StoreError};
 
@@ -73,6 +74,8 @@ pub enum Step {
 pub enum JournalError {
     #[error("{0}")]
     Failed(String),
+    #[error("the disk has not answered for {} s", patience.as_secs())]
+    Late { patience: Duration },
     #[error("{waiting} steps wait for the disk already")]
     Busy { waiting: usize },
     #[error("this node is going down")]
@@ -88,6 +91,8 @@ pub struct JournalOptions {
     pub group_bytes: usize,
     /// New promises that wait for the disk; further ones are refused.
     pub most_waiting: usize,
+    /// The longest a promise waits for the disk: meanwhile it may hold a slot.
+    pub patience: Duration,
     /// Pauses between tries after a failure, from the first to the longest.
     pub first_pause: Duration,
     pub longest_pause: Duration,
@@ -99,6 +104,7 @@ impl Default for JournalOptions {
             group_steps: 1_024,
             group_bytes: 8 << 20,
             most_waiting: 8_192,
+            patience: Duration::from_secs(5),
             first_pause: Duration::from_millis(200),
             longest_pause: Duration::from_secs(5),
         }
@@ -130,6 +136,10 @@ struct State {
     queue: VecDeque<Ask>,
     owed: HashSet<ActivationId>,
     trouble: bool,
+    /// A group is on its way to the disk.
+    committing: bool,
+    /// It takes too long: that is all the trouble there is.
+    late: bool,
     no_more: bool,
     closing: bool,
     ended: bool,
@@ -145,12 +155,14 @@ struct Ask {
     done: oneshot::Sender<Result<(), JournalError>>,
 }
 
-impl Ask {
+impl Step {
     /// A promise that can be refused; an end can only wait.
     fn is_promise(&self) -> bool {
-        matches!(self.step, Step::Accepted(..) | Step::Started(..))
+        matches!(self, Step::Accepted(..) | Step::Started(..))
     }
+}
 
+impl Ask {
     fn bytes(&self) -> usize {
         match &self.step {
             Step::Accepted(kept, _) => kept.params.len(),
@@ -267,15 +279,27 @@ impl Journal {
     }
 
     fn step(&self, step: Step) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {
+        let is_promise = step.is_promise();
         let handed = self.hand_over(step);
-        async move { handed?.await.unwrap_or(Err(JournalError::Closed)) }
+        let shared = Arc::clone(&self.shared);
+        async move {
+            let on_disk = handed?;
+            if !is_promise {
+                return on_disk.await.unwrap_or(Err(JournalError::Closed));
+            }
+            // Dropped when it is late: the thread then takes it back.
+            match timeout(shared.options.patience, on_disk).await {
+                Ok(told) => told.unwrap_or(Err(JournalError::Closed)),
+                Err(_) => Err(shared.late()),
+            }
+        }
     }
 
     fn hand_over(&self, step: Step) -> Result<oneshot::Receiver<Result<(), JournalError>>, JournalError> {
         let (done, on_disk) = oneshot::channel();
         let ask = Ask { step, done };
         let mut state = self.shared.lock();
-        if state.trouble && (ask.is_promise() || state.ended) {
+        if state.trouble && (ask.step.is_promise() || state.ended) {
             let reason = self.shared.trouble.borrow().clone();
             return Err(JournalError::Failed(reason.unwrap_or_default()));
         }
@@ -311,6 +335,27 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is consistent at every step that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody has waited too long: until the disk answers, nobody else is to.
+    fn late(&self) -> JournalError {
+        let late = JournalError::Late { patience: self.options.patience };
+        let mut state = self.lock();
+        if state.committing && !state.trouble {
+            (state.trouble, state.late) = (true, true);
+            self.trouble.send_replace(Some(late.to_string()));
+            tracing::error!(error = %late, "no new activation is accepted without a caller that waits");
+        }
+        late
+    }
+
+    /// The disk has answered.
+    fn answered(&self, state: &mut State) {
+        state.committing = false;
+        if std::mem::take(&mut state.late) {
+            state.trouble = false;
+            self.trouble.send_replace(None);
+        }
     }
 }
 
@@ -355,11 +400,14 @@ impl Thread {
         };
         let most = state.queue.len().min(self.shared.options.group_steps);
         let count = state.queue.iter().take(most).take_while(fits).count().max(most.min(1));
-        (state.queue.drain(..count).collect(), state.closing)
+        let group = state.queue.drain(..count).collect();
+        state.committing = true;
+        (group, state.closing)
     }
 
     fn settle(&self, group: Vec<Ask>) {
         let mut state = self.shared.lock();
+        self.shared.answered(&mut state);
         state.groups += 1;
         state.steps += group.len() as u64;
         for ask in &group {
@@ -370,8 +418,19 @@ impl Thread {
         self.shared.owed.send_replace(state.owed.len());
         drop(state);
         for ask in group {
-            ask.done.send(Ok(())).ok();
+            let promised = if let Step::Accepted(kept, _) = &ask.step { Some(kept.id) } else { None };
+            if ask.done.send(Ok(())).is_err()
+                && let Some(id) = promised
+            {
+                self.take_back(id);
+            }
         }
+    }
+
+    /// Whoever asked for this promise has been told that there is none.
+    fn take_back(&self, id: ActivationId) {
+        let ask = Ask { step: Step::Forgotten(id), done: oneshot::channel().0 };
+        self.shared.lock().queue.push_back(ask);
     }
 
     /// The group's promises are refused, and those that wait behind it; ends go back to the queue.
@@ -380,6 +439,7 @@ impl Thread {
         tracing::error!(%error, "the journal can't be written: no new activation is accepted without a caller that waits");
         let mut refused = Vec::new();
         let mut state = self.shared.lock();
+        self.shared.answered(&mut state);
         state.trouble = true;
         self.shared.trouble.send_replace(Some(reason.clone()));
         let written = group.len();
@@ -391,7 +451,7 @@ impl Thread {
                     self.doubtful.push(Step::Forgotten(kept.id));
                 }
             }
-            if ask.is_promise() { refused.push(ask) } else { state.queue.push_back(ask) }
+            if ask.step.is_promise() { refused.push(ask) } else { state.queue.push_back(ask) }
         }
         self.shared.owed.send_replace(state.owed.len());
         drop(state);

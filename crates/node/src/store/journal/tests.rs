@@ -77,6 +77,34 @@ impl Store for Flaky {
     }
 }
 
+/// Holds the store's disk up from a thread of its own, until it is dropped.
+struct Held(Option<(std::sync::mpsc::Sender<()>, JoinHandle<()>)>);
+
+impl Held {
+    fn of(store: &Arc<Flaky>) -> Self {
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let store = Arc::clone(store);
+        let thread = thread::spawn(move || {
+            let held = store.hang.lock().unwrap();
+            tell.send(()).unwrap();
+            released.recv().ok();
+            drop(held);
+        });
+        told.recv().unwrap();
+        Self(Some((release, thread)))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some((release, thread)) = self.0.take() {
+            drop(release);
+            thread.join().unwrap();
+        }
+    }
+}
+
 fn start(store: &Arc<Flaky>) -> Journal {
     start_with(store, JournalOptions { first_pause: Duration::from_millis(5), ..JournalOptions::default() })
 }
@@ -257,6 +285,22 @@ async fn one_that_promises_no_more_still_ends_what_it_owes() {
     in_time(journal.started(ActivationId(1), here(0))).await.unwrap();
     in_time(journal.end(ActivationId(1), record("guest", "hello", 1, 5))).await.unwrap();
     in_time(journal.emptied()).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_holds_nobody_up_and_what_it_writes_late_is_taken_out_again() {
+    let store = Flaky::new();
+    let patience = Duration::from_millis(50);
+    let journal = start_with(&store, JournalOptions { patience, ..JournalOptions::default() });
+    in_time(journal.accept(kept(1), None)).await.unwrap();
+    let held = Held::of(&store);
+    assert_eq!(in_time(journal.accept(kept(2), None)).await, Err(JournalError::Late { patience }));
+    assert!(journal.trouble().unwrap().contains("has not answered"), "others are refused at once");
+    assert!(matches!(in_time(journal.started(ActivationId(1), here(0))).await, Err(JournalError::Failed(_))));
+    drop(held);
+    in_time(journal.works()).await;
+    eventually(|| owed(&store) == [1] && journal.owed() == 1);
+    in_time(journal.accept(kept(3), None)).await.unwrap();
 }
 
 #[tokio::test]
