@@ -37,6 +37,12 @@ impl Plan {
         self
     }
 
+    /// An argument of the agent's command line, at all nodes.
+    pub(crate) fn arg(mut self, arg: &str) -> Self {
+        self.nodes = self.nodes.into_iter().map(|node| node.arg(arg)).collect();
+        self
+    }
+
     /// Memory for containers, at all nodes.
     pub(crate) fn memory(mut self, memory: &str) -> Self {
         self.nodes.iter_mut().for_each(|node| memory.clone_into(&mut node.memory));

@@ -58,6 +58,11 @@ pub enum Input {
         deadline_us: Micros,
         force: bool,
     },
+    /// Stop accepting work and let runs and leases end, but keep the containers: the next life of this node adopts
+    /// them. At the deadline report those that are still in use.
+    HandOverRequested {
+        deadline_us: Micros,
+    },
 
     // From the action registry.
     ActionChanged {
@@ -202,6 +207,17 @@ pub enum Input {
     },
     RemoveEnded {
         container: u64,
+    },
+    /// The engine has a container of an earlier life of this node that could serve on; `found` is the driver's own
+    /// number for it. `spec` is what it serves, the newest revision.
+    ContainerFound {
+        found: u64,
+        spec: Arc<ActionSpec>,
+    },
+    /// It answers to this epoch, and nothing of an earlier one runs in it.
+    ContainerAdopted {
+        container: u64,
+        paused: bool,
     },
     /// It ended by itself.
     ContainerDied {

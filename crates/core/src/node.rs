@@ -18,6 +18,7 @@
 //! | `view` | what the node shows of itself |
 
 mod acquire;
+mod adopt;
 mod answers;
 mod drain;
 mod engine;
@@ -300,6 +301,7 @@ impl Node {
             Input::VetoRequested { container, round, hold_us } => self.handle_veto_request(container, round, hold_us),
             Input::ReleaseRequested { owner, fence } => self.handle_release_request(&owner, fence),
             Input::DrainRequested { deadline_us, force } => self.handle_drain(deadline_us, force),
+            Input::HandOverRequested { deadline_us } => self.handle_hand_over(deadline_us),
             Input::ActionChanged { spec } => {
                 // Of one that this node has nothing to do with, the registry knows enough.
                 if self.actions.contains_key(&spec.action) {
@@ -362,6 +364,8 @@ impl Node {
             Input::PauseEnded { container, ok } => self.handle_pause_ended(container, ok),
             Input::ResumeEnded { container, ok } => self.handle_resume_ended(container, ok),
             Input::RemoveEnded { container } => self.handle_remove_ended(container),
+            Input::ContainerFound { found, spec } => self.handle_found(found, spec),
+            Input::ContainerAdopted { container, paused } => self.handle_adopted(container, paused),
             Input::ContainerDied { container } => self.handle_died(container),
             Input::RunFinished { container, run, end } => self.handle_run_finished(container, run, end),
         }

@@ -82,6 +82,15 @@ pub enum Output {
         action: ActionId,
         revision: Revision,
     },
+    /// Takes a container over that was found, under this number.
+    AdoptContainer {
+        found: u64,
+        container: u64,
+    },
+    /// Ends one that was found and that is of no use.
+    DiscardFound {
+        found: u64,
+    },
     PauseContainer {
         container: u64,
     },
@@ -105,7 +114,7 @@ pub enum Output {
     },
     /// For whoever watches.
     Event(Event),
-    /// The drain ended; `left` is empty when all containers are gone.
+    /// The drain ended; `left` is empty when all containers are gone, or idle if they are to be handed over.
     Drained {
         left: Vec<u64>,
     },
@@ -336,6 +345,10 @@ pub enum Event {
         container: u64,
         action: ActionId,
         cold_us: Micros,
+    },
+    ContainerAdopted {
+        container: u64,
+        action: ActionId,
     },
     ContainerFailed {
         container: u64,

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use embermesh_node::clock::Clock;
+use embermesh_node::clock::{Clock, wall_us};
 use embermesh_node::config::{ByteSize, NodeConfig};
 use embermesh_node::containers::process::{ProcessEngine, ProcessEngineConfig};
 use embermesh_node::data_dir::DataDir;
+use embermesh_node::faults::Faults;
 use embermesh_node::gossip::UdpDatagrams;
 use embermesh_node::net::HostNet;
 use embermesh_node::store::RedbStore;
-use embermesh_node::{Leaving, Node, Parts};
+use embermesh_node::{Leaving, Node, Parts, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -20,7 +21,7 @@ use crate::cli::{AgentArgs, LogFormat};
 
 /// Exit code for a command line or a configuration that can't be.
 const USAGE: u8 = 2;
-/// Exit code of an agent that found a newer one with its id.
+/// Exit code of an agent whose id is another's: one that answers for it already, or a newer one.
 const REPLACED: u8 = 4;
 
 pub(crate) fn run(args: AgentArgs) -> ExitCode {
@@ -39,23 +40,24 @@ pub(crate) fn run(args: AgentArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(serve(config, args.until_stdin_closes));
+    let ended = runtime.block_on(serve(config, &args));
     runtime.shutdown_timeout(Duration::from_secs(2));
     match ended {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            let taken = matches!(error.downcast_ref(), Some(StartError::Taken(_)));
+            if taken { ExitCode::from(REPLACED) } else { ExitCode::FAILURE }
         }
     }
 }
 
-async fn serve(config: NodeConfig, until_stdin_closes: bool) -> anyhow::Result<ExitCode> {
+async fn serve(config: NodeConfig, args: &AgentArgs) -> anyhow::Result<ExitCode> {
     // Before anything is started: a signal that comes during the start must not be lost.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be watched")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be watched")?;
     let node = tokio::select! {
-        node = start(config) => node?,
+        node = start(config, args.enable_fault_injection) => node?,
         _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
         _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
     };
@@ -67,7 +69,7 @@ async fn serve(config: NodeConfig, until_stdin_closes: bool) -> anyhow::Result<E
         why = node.left() => Some(why),
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
-        () = stdin_closes(until_stdin_closes) => None,
+        () = stdin_closes(args.until_stdin_closes) => None,
     };
     tracing::info!(?why, "the node goes down; a second signal ends it at once");
     tokio::select! {
@@ -101,7 +103,7 @@ async fn stdin_closes(watched: bool) {
     }
 }
 
-async fn start(config: NodeConfig) -> anyhow::Result<Node> {
+async fn start(config: NodeConfig, fault_injection: bool) -> anyhow::Result<Node> {
     let data_dir = DataDir::open(&config.node.data_dir, &config.node.id, &config.node.cluster)?;
     let store = RedbStore::open(data_dir.store_file())?;
     let engine = ProcessEngine::new(ProcessEngineConfig::new(
@@ -112,15 +114,28 @@ async fn start(config: NodeConfig) -> anyhow::Result<Node> {
     ))
     .context("the process engine can't run here")?;
     tracing::info!(isolation = %engine.isolation(), "containers are processes of this host");
+    let (clock, faults) = clock_and_faults(fault_injection);
     let parts = Parts {
         engine: Arc::new(engine),
         store: Arc::new(store),
         net: Arc::new(HostNet),
         datagrams: Arc::new(UdpDatagrams),
-        clock: Clock::default(),
+        clock,
         data_dir,
+        faults,
     };
     Ok(Node::start(config, parts).await?)
+}
+
+fn clock_and_faults(fault_injection: bool) -> (Clock, Option<Arc<Faults>>) {
+    if !fault_injection {
+        return (Clock::default(), None);
+    }
+    tracing::warn!(
+        "FAULT INJECTION IS ENABLED: whoever reaches the API can cut this node off, bend its clock and stall its engine"
+    );
+    let clock = Clock::adjustable();
+    (clock.clone(), Some(Faults::new(clock, wall_us())))
 }
 
 /// Flag over environment over file over default.

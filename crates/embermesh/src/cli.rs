@@ -3,6 +3,7 @@
 
 pub(crate) mod action;
 pub(crate) mod agent;
+pub(crate) mod chaos;
 pub(crate) mod values;
 
 use std::time::Duration;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use action::{ActionCommand, ActivationCommand, InvokeArgs};
 pub(crate) use agent::{AgentArgs, DemoArgs, LogFormat};
+pub(crate) use chaos::{ChaosCommand, Fault, InjectArgs, Way};
 
 const EXAMPLES: &str = "\
 Start a node, then talk to it from another terminal:
@@ -130,6 +132,10 @@ pub(crate) enum OperatorCommand {
         #[arg(long)]
         force: bool,
     },
+
+    /// Make faults on purpose, in a mesh that was started for it
+    #[command(subcommand)]
+    Chaos(ChaosCommand),
 }
 
 const PAUSE_EXAMPLES: &str = "\

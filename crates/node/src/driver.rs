@@ -67,6 +67,11 @@ impl Driver {
         with(&self.lock())
     }
 
+    /// The clock runs at another rate: what the timer task sleeps until is no longer right.
+    pub(crate) fn clock_changed(&self) {
+        self.earlier.notify_one();
+    }
+
     /// One step.
     fn step(&self, core: &mut embermesh_core::Node, input: Input) -> Vec<Output> {
         let mut outputs = Vec::with_capacity(4);
@@ -228,10 +233,13 @@ impl Node {
                 Output::StartContainer { container, action, revision } => {
                     self.spawn_start(container, action, revision);
                 }
+                // Taken by the step that found it.
+                Output::AdoptContainer { .. } => {}
+                Output::DiscardFound { found } => self.discard_found(found),
                 Output::PauseContainer { container } => self.spawn_pause(container),
                 Output::ResumeContainer { container } => self.spawn_resume(container),
                 Output::RemoveContainer { container } => self.spawn_remove(container),
-                Output::PublishAdvert { hash, advert } => self.publish_advert(hash, advert),
+                Output::PublishAdvert { hash, .. } => self.publish_advert(hash),
                 Output::Event(event) => self.publish_event(event),
                 Output::Drained { left } => self.drain_ended(left),
             }

@@ -2,21 +2,24 @@
 //!
 //! | room | what lives there |
 //! | --- | --- |
-//! | [`node`] | what a node is made of, how it starts and ends |
+//! | [`node`], `claim` | what a node is made of, how it starts and ends; its claim to its id |
 //! | `driver` | carries the core's outputs out, brings back what came of them |
 //! | `invoke` | the way of one activation at its origin |
-//! | `owned`, [`containers`] | own containers; the engines that run them |
+//! | `owned`, `adoption`, [`containers`] | own containers; those of earlier lives; the engines that run them |
 //! | `rpc`, `peers`, [`net`] | gRPC between peers, over a TCP seam |
 //! | [`gossip`], `facts` | membership and slowly changing facts, over a datagram seam |
 //! | [`registry`], `actions` | actions known to every node |
 //! | [`store`], [`data_dir`], `logbook` | what survives a restart; log lines on their way there |
 //! | [`api`] | the HTTP front door |
 //! | `operate`, `shown`, [`views`], `metrics` | what people do by hand and see |
+//! | [`faults`] | faults made on purpose, in agents that were started for it |
 //!
 //! Gossip, containers and rpc don't know each other: they meet in the driver.
 
 mod actions;
+mod adoption;
 pub mod api;
+mod claim;
 pub mod clock;
 pub mod config;
 pub mod containers;
@@ -24,6 +27,7 @@ pub mod data_dir;
 mod detached;
 mod driver;
 mod facts;
+pub mod faults;
 pub mod gossip;
 pub mod invocation;
 mod invoke;
@@ -45,5 +49,6 @@ pub mod store;
 pub mod views;
 
 pub use actions::ActionError;
+pub use claim::Taken;
 pub use node::{Leaving, Node, Parts, StartError};
 pub use operate::OperatorError;

@@ -16,12 +16,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::adoption::FoundTable;
+use crate::claim::{self, Taken};
 use crate::clock::{Clock, wall_us};
 use crate::config::{LimitsSection, NodeConfig};
 use crate::containers::Engine;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::driver::Driver;
 use crate::facts::Slots;
+use crate::faults::Faults;
 use crate::gossip::{Datagrams, Gossip, GossipConfig, GossipError};
 use crate::logbook::LogBook;
 use crate::metrics::Metrics;
@@ -65,6 +68,7 @@ struct Inner {
     gossip: OnceLock<Gossip>,
     logbook: Arc<LogBook>,
     owned: OwnedTable,
+    found: FoundTable,
     runs_for_peers: RunsForPeers,
     specs: Specs,
     syncing: Syncing,
@@ -80,6 +84,7 @@ struct Inner {
     stop: CancellationToken,
     tasks: TaskTracker,
     data_dir: DataDir,
+    faults: Option<Arc<Faults>>,
 }
 
 /// Why a node goes by itself.
@@ -99,6 +104,8 @@ pub struct Parts {
     pub datagrams: Arc<dyn Datagrams>,
     pub clock: Clock,
     pub data_dir: DataDir,
+    /// Whether faults can be made on purpose; the clock is then the one that they bend.
+    pub faults: Option<Arc<Faults>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -119,6 +126,8 @@ pub enum StartError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     #[error(transparent)]
+    Taken(#[from] Taken),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Code(#[from] CodeError),
@@ -137,13 +146,17 @@ impl Node {
     pub async fn start(config: NodeConfig, parts: Parts) -> Result<Self, StartError> {
         let protocol = Arc::new(config.core());
         protocol.validate()?;
-        let Parts { engine, store, net, datagrams, clock, data_dir } = parts;
+        let Parts { mut engine, store, mut net, mut datagrams, clock, data_dir, faults } = parts;
+        if let Some(faults) = &faults {
+            (engine, net, datagrams) = (faults.engine(engine), faults.net(net), faults.datagrams(datagrams));
+        }
         let listen = |what, at| move |source| StartError::Listen { what, at, source };
         let mesh_listener =
             net.listen(config.listen.mesh).await.map_err(listen("the mesh port (TCP)", config.listen.mesh))?;
         let api_listener = TcpListener::bind(config.listen.api).await.map_err(listen("the API", config.listen.api))?;
         let api = api_listener.local_addr()?;
-        let epoch = Epoch(data_dir.next_epoch(wall_us(), None)?);
+        let known = claim::ask(&config, &net, datagrams.as_ref()).await?;
+        let epoch = Epoch(data_dir.next_epoch(wall_us(), known)?);
         let id = NodeId::new(&config.node.id);
         let registry = Registry::load(store.clone(), config.node.id.clone(), RegistryLimits::from(&config.limits))?;
         let codes = CodeStore::with_limit(data_dir.code_dir(), config.limits.code_max.bytes())?;
@@ -171,6 +184,7 @@ impl Node {
             gossip: OnceLock::new(),
             logbook: Arc::default(),
             owned: OwnedTable::default(),
+            found: FoundTable::default(),
             runs_for_peers: RunsForPeers::default(),
             specs: Specs::default(),
             syncing: Syncing::default(),
@@ -184,12 +198,16 @@ impl Node {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             data_dir,
+            faults,
             id,
             config,
         };
         let node = Self(Arc::new(inner));
         // Before anybody can call: what is owed counts against the bounds.
         node.take_up(&owed);
+        node.until_stopped(node.clone().run_timer());
+        node.until_stopped(node.clone().watch_engine());
+        node.adopt_found().await;
         node.serve(mesh_listener, api_listener);
         node.join_mesh(datagrams).await?;
         node.recover(owed);
@@ -212,8 +230,6 @@ impl Node {
                 tracing::error!(%error, "the API is no longer served");
             }
         });
-        self.until_stopped(self.clone().run_timer());
-        self.until_stopped(self.clone().watch_engine());
         let node = self.clone();
         self.until_stopped(async move {
             loop {
@@ -281,12 +297,16 @@ impl Node {
     }
 
     /// Ends the node: drains for as long as configured, tells the mesh, ends all containers, writes what is
-    /// still to be written.
+    /// still to be written. A node that nobody told to leave hands its containers over to its next life, if its
+    /// engine can.
     pub async fn shutdown(&self) {
         self.0.journal.promise_no_more();
         self.0.stopping.store(true, Ordering::Relaxed);
         let deadline = self.0.config.protocol.drain_deadline;
-        if let Ok(outcome) = self.drain(Some(deadline), true).await
+        let hands_over = self.0.engine.hands_over() && self.0.leaving.borrow().is_none();
+        if hands_over {
+            self.hand_over(deadline).await;
+        } else if let Ok(outcome) = self.drain(Some(deadline), true).await
             && !outcome.left.is_empty()
         {
             tracing::warn!(left = ?outcome.left, "not everything had ended at the drain's deadline");
@@ -300,7 +320,11 @@ impl Node {
         if tokio::time::timeout(Duration::from_secs(5), self.0.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
-        self.0.engine.shutdown().await;
+        if hands_over {
+            self.0.engine.hand_over(&self.idle_for_next_life()).await;
+        } else {
+            self.0.engine.shutdown().await;
+        }
         let node = self.clone();
         let written = tokio::task::spawn_blocking(move || {
             let settled = node.0.journal.close(Duration::from_secs(10));
@@ -441,6 +465,10 @@ impl Node {
         &self.0.logbook
     }
 
+    pub(crate) fn found_table(&self) -> &FoundTable {
+        &self.0.found
+    }
+
     pub(crate) fn owned(&self) -> &OwnedTable {
         &self.0.owned
     }
@@ -459,6 +487,10 @@ impl Node {
 
     pub(crate) fn slots(&self) -> &Slots {
         &self.0.slots
+    }
+
+    pub(crate) fn faults(&self) -> Option<&Arc<Faults>> {
+        self.0.faults.as_ref()
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

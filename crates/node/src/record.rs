@@ -120,7 +120,7 @@ impl Node {
                 if !no_lines {
                     node.add_lines(&mut stored, &ended, unclaimed).await;
                 }
-                node.settle(id, stored).await;
+                node.end_owed(id, stored).await;
             });
         } else if no_lines {
             self.records().record(stored);
@@ -156,11 +156,11 @@ impl Node {
             annotations,
             response: ActivationResponse::new(outcome.status, outcome.result),
         };
-        self.settle(kept.id, record).await;
+        self.end_owed(kept.id, record).await;
     }
 
     /// The record takes the place of what was owed; it can be seen once it is on disk.
-    async fn settle(&self, id: ActivationId, record: ActivationRecord) {
+    async fn end_owed(&self, id: ActivationId, record: ActivationRecord) {
         match self.journal().end(id, record).await {
             Ok(()) => self.tell(Input::BodyDropped { activation: id }),
             Err(error) => {

@@ -148,6 +148,7 @@ impl Node {
             ready: not_ready.is_empty(),
             not_ready,
             draining,
+            fault_injection: self.faults().is_some(),
             peers_live: u32::try_from(peers_live).unwrap_or(u32::MAX),
             joining,
             containers: u32::try_from(containers).unwrap_or(u32::MAX),
@@ -222,6 +223,7 @@ impl Node {
                 container("container_warm", *n, action);
                 view.detail = Some(format!("cold start took {} ms", cold_us / 1000));
             }
+            Event::ContainerAdopted { container: n, action } => container("container_adopted", *n, action),
             Event::ContainerFailed { container: n, action } => container("container_failed", *n, action),
             Event::ContainerDied { container: n, action } => container("container_died", *n, action),
             Event::ContainerPaused { container: n, action } => container("container_paused", *n, action),

@@ -8,6 +8,8 @@ pub enum Lifecycle {
     Starting,
     /// Its runtime loads the action's code.
     Initializing,
+    /// It outlived an earlier life of this node; it takes nothing until what still runs in it has ended.
+    Adopting,
     /// It takes runs: idle, busy or full.
     Warm,
     /// The engine pauses it: nothing is granted or started.
@@ -32,9 +34,10 @@ pub struct IllegalMove {
 }
 
 impl Lifecycle {
-    pub const ALL: [Lifecycle; 10] = [
+    pub const ALL: [Lifecycle; 11] = [
         Lifecycle::Starting,
         Lifecycle::Initializing,
+        Lifecycle::Adopting,
         Lifecycle::Warm,
         Lifecycle::Pausing,
         Lifecycle::Paused,
@@ -52,6 +55,7 @@ impl Lifecycle {
             (self, to),
             (Starting, Initializing | Failed)
                 | (Initializing, Warm | Failed)
+                | (Adopting, Warm | Paused | Failed)
                 | (Warm, Pausing | Retiring | Removing | Failed)
                 | (Pausing, Paused | Failed)
                 | (Paused, Resuming | Retiring | Removing | Failed)
@@ -68,6 +72,7 @@ impl Lifecycle {
         match self {
             Lifecycle::Starting => "starting",
             Lifecycle::Initializing => "initializing",
+            Lifecycle::Adopting => "adopting",
             Lifecycle::Warm => "warm",
             Lifecycle::Pausing => "pausing",
             Lifecycle::Paused => "paused",
@@ -98,6 +103,9 @@ mod tests {
             (Starting, Failed),
             (Initializing, Warm),
             (Initializing, Failed),
+            (Adopting, Warm),
+            (Adopting, Paused),
+            (Adopting, Failed),
             (Warm, Pausing),
             (Warm, Retiring),
             (Warm, Removing),

@@ -153,6 +153,8 @@ impl World {
                 self.hosts[host].adverts.insert(hash, advert);
             }
             Output::Event(Noted::HomeAsked { .. }) => self.ledger.note("home asked"),
+            // The process engine's containers end with their node.
+            Output::AdoptContainer { .. } | Output::DiscardFound { .. } => {}
             Output::IntentAnswer { .. } | Output::Event(_) | Output::Drained { .. } => {}
         }
     }

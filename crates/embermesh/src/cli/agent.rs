@@ -66,6 +66,11 @@ pub(crate) struct AgentArgs {
     #[arg(long)]
     pub(crate) insecure: bool,
 
+    /// Let whoever reaches the API make faults on purpose (see `embermesh chaos inject`); never where
+    /// anything matters
+    #[arg(long)]
+    pub(crate) enable_fault_injection: bool,
+
     /// Go down when standard input closes: for whoever starts agents as its children
     #[arg(long, hide = true)]
     pub(crate) until_stdin_closes: bool,

@@ -199,6 +199,7 @@ fn operator_status(error: &OperatorError) -> StatusCode {
         OperatorError::NotFound(_) => StatusCode::NOT_FOUND,
         OperatorError::Conflict(_) => StatusCode::CONFLICT,
         OperatorError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        OperatorError::Forbidden(_) => StatusCode::FORBIDDEN,
     }
 }
 

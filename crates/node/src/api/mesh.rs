@@ -50,7 +50,8 @@ pub(super) async fn veto(front: Shared, mut asked: Asked) -> Answer {
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
-pub(super) async fn release(front: Shared, asked: Asked) -> Answer {
+pub(super) async fn release(front: Shared, mut asked: Asked) -> Answer {
+    nothing(&mut asked).await?;
     front.node.release(asked.path("id")?).await?;
     Ok(empty(StatusCode::NO_CONTENT))
 }
@@ -82,6 +83,14 @@ fn intent_status(outcome: &IntentOutcome) -> StatusCode {
         "committed" | "retired" => StatusCode::OK,
         _ => StatusCode::CONFLICT,
     }
+}
+
+/// What needs no fields may still come with a body: left unread, it would cost the client its connection.
+async fn nothing(asked: &mut Asked) -> Result<(), ApiError> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+    body::<Nothing>(asked).await.map(|_| ())
 }
 
 /// None means that nothing special is asked for.

@@ -86,6 +86,51 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Ends every container of this engine; called once, at shutdown.
     async fn shutdown(&self);
+
+    /// Whether containers can stay when the agent ends, for its next life to adopt.
+    fn hands_over(&self) -> bool {
+        false
+    }
+
+    /// Ends this engine's part and leaves all its containers; `idle` are the ids of those in which nothing runs.
+    /// Called once, instead of `shutdown`.
+    async fn hand_over(&self, _idle: &[String]) {
+        self.shutdown().await;
+    }
+
+    /// Containers of earlier lives of this agent; asked once, before anything is started. Each is then adopted or
+    /// discarded.
+    async fn found(&self) -> Result<Vec<Found>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    /// Takes one over under the id of `spec`: from here on it answers to that, and refuses calls of earlier lives.
+    /// Returns how many of their runs are still in it.
+    async fn adopt(&self, found: &Found, _spec: ContainerSpec) -> Result<u32, EngineError> {
+        Err(EngineError::Unknown(found.id.clone()))
+    }
+
+    /// How many runs of earlier lives are still in an adopted container.
+    async fn runs_left(&self, id: &str) -> Result<u32, EngineError> {
+        Err(EngineError::Unknown(id.to_owned()))
+    }
+
+    /// Ends one that is not adopted.
+    async fn discard(&self, found: &Found) -> Result<(), EngineError> {
+        Err(EngineError::Unknown(found.id.clone()))
+    }
+}
+
+/// A container of an earlier life of this agent.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its id in that life.
+    pub id: String,
+    pub namespace: String,
+    pub action: String,
+    /// `counter@node`.
+    pub revision: String,
+    pub paused: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

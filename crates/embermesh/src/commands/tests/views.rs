@@ -276,6 +276,7 @@ async fn status_as_table_and_json() {
         ready: false,
         not_ready: vec!["draining".to_owned(), "no gossip for 5 s".to_owned()],
         draining: true,
+        fault_injection: true,
         peers_live: 2,
         joining: vec!["127.0.0.1:7499".to_owned()],
         containers: 3,
@@ -296,6 +297,7 @@ async fn status_as_table_and_json() {
     node           n1
     ready          no: draining; no gossip for 5 s
     draining       yes
+    faults         can be made on purpose: see `embermesh chaos inject show`
     up for         2h05m
     version        0.1.0
     cluster        default
@@ -333,6 +335,7 @@ async fn status_as_table_and_json() {
         "no gossip for 5 s"
       ],
       "draining": true,
+      "fault_injection": true,
       "peers_live": 2,
       "joining": [
         "127.0.0.1:7499"
