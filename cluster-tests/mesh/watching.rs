@@ -96,6 +96,7 @@ fn metrics_have_their_documented_names_and_count_what_happened() {
         (&owner, "embermesh_vetoes_total{outcome=\"ignored\"} 0"),
         (&owner, "embermesh_queued_activations 0"),
         (&owner, "embermesh_running_activations 0"),
+        (&owner, "embermesh_owed_activations 0"),
         (&owner, "embermesh_containers 1"),
         (&owner, "embermesh_container_memory_bytes 134217728"),
         (&owner, "embermesh_peers 1"),

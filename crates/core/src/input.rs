@@ -18,6 +18,19 @@ pub enum Input {
         activation: ActivationId,
         spec: Arc<ActionSpec>,
         body_bytes: u64,
+        /// Above 0, an earlier attempt may have run: this node knows of it from its journal.
+        attempt: u32,
+        /// Its body is kept until `BodyDropped`, not only while it waits.
+        journaled: bool,
+    },
+    /// The journal keeps the body of an activation that this node has accepted before.
+    BodyKept {
+        activation: ActivationId,
+        bytes: u64,
+    },
+    /// The journal keeps it no more.
+    BodyDropped {
+        activation: ActivationId,
     },
     /// The caller left: what waits is dropped, what runs goes on.
     InvokeCancelled {
@@ -226,6 +239,8 @@ pub enum RunEnd {
     TimedOut,
     /// The body provably never reached the container.
     NeverStarted,
+    /// The origin did not hand the body on, and takes the activation back: nothing is wrong with the container.
+    Withdrawn,
     /// The connection broke; the container is not to be trusted any more.
     Lost,
 }
@@ -240,6 +255,8 @@ pub enum RemoteEnd {
     Refused(RunRefusal),
     /// The body provably never left.
     NeverSent,
+    /// It was not handed on, and the activation is taken back: nothing is wrong with the lease.
+    Withdrawn,
     /// It left, and neither answer nor refusal came.
     Unknown,
 }

@@ -69,6 +69,9 @@ pub struct Node {
     actions: BTreeMap<ActionId, Action>,
     activations: BTreeMap<ActivationId, Activation>,
     queued_bytes: u64,
+    /// Bodies that the journal keeps: they count like those that wait.
+    kept: BTreeMap<ActivationId, u64>,
+    kept_bytes: u64,
     containers: BTreeMap<u64, Container>,
     held: BTreeMap<LeaseKey, HeldLease>,
     requests: BTreeMap<u64, OutRequest>,
@@ -186,6 +189,8 @@ impl Node {
             actions: BTreeMap::new(),
             activations: BTreeMap::new(),
             queued_bytes: 0,
+            kept: BTreeMap::new(),
+            kept_bytes: 0,
             containers: BTreeMap::new(),
             held: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -286,7 +291,11 @@ impl Node {
     fn take(&mut self, input: Input) {
         match input {
             Input::Tick => {}
-            Input::InvokeRequested { activation, spec, body_bytes } => self.handle_invoke(activation, spec, body_bytes),
+            Input::InvokeRequested { activation, spec, body_bytes, attempt, journaled } => {
+                self.handle_invoke(activation, spec, body_bytes, attempt, journaled);
+            }
+            Input::BodyKept { activation, bytes } => self.keep_body(activation, bytes),
+            Input::BodyDropped { activation } => self.drop_body(activation),
             Input::InvokeCancelled { activation } => self.handle_cancel(activation),
             Input::IntentRequested { container, kind, force } => self.handle_intent_request(container, kind, force),
             Input::VetoRequested { container, round, hold_us } => self.handle_veto_request(container, round, hold_us),

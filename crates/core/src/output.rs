@@ -13,6 +13,7 @@ pub enum Output {
         activation: ActivationId,
         run: RunId,
         container: u64,
+        attempt: u32,
         served: Served,
     },
     /// Run it on a held lease; ends with `RunAnswered`.

@@ -126,8 +126,12 @@ pub(crate) enum OperatorCommand {
     /// Empty the node: no new work, and all containers end as soon as they are idle
     Drain(DrainArgs),
 
-    /// Take the node out of the mesh and end its agent
-    Leave,
+    /// Take the node out of the mesh and end its agent, once all activations that it accepted have ended
+    Leave {
+        /// Leave at once: accepted activations that have not ended stay in the data folder
+        #[arg(long)]
+        force: bool,
+    },
 
     /// Make faults on purpose, in a mesh that was started for it
     #[command(subcommand)]

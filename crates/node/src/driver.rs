@@ -37,7 +37,7 @@ struct Waiting {
 /// What an own activation's task is to do next.
 #[derive(Debug)]
 pub(crate) enum Assignment {
-    Local { run: RunId, container: u64, served: Served },
+    Local { run: RunId, container: u64, attempt: u32, served: Served },
     Leased(SendRun),
     Reserve(SendReserve),
     Refused(Refusal),
@@ -290,7 +290,9 @@ fn assigned_to(output: &Output) -> Option<ActivationId> {
 fn assignment(output: Output) -> Option<(ActivationId, Assignment)> {
     let id = assigned_to(&output)?;
     let assignment = match output {
-        Output::RunLocal { run, container, served, .. } => Assignment::Local { run, container, served },
+        Output::RunLocal { run, container, attempt, served, .. } => {
+            Assignment::Local { run, container, attempt, served }
+        }
         Output::SendRun(send) => Assignment::Leased(send),
         Output::SendReserve(send) => Assignment::Reserve(send),
         Output::Refuse { refusal, .. } => Assignment::Refused(refusal),

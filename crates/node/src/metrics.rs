@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
 pub(crate) struct Gauges {
     pub(crate) queued: Gauge,
     pub(crate) running: Gauge,
+    pub(crate) owed: Gauge,
     pub(crate) containers: Gauge,
     pub(crate) memory_bytes: Gauge,
     pub(crate) peers: Gauge,
@@ -105,6 +106,7 @@ impl Metrics {
             cold_start_seconds: r.register_histogram(&key("embermesh_cold_start_seconds", "", ""), &META),
             gauges: Gauges {
                 queued: r.register_gauge(&key("embermesh_queued_activations", "", ""), &META),
+                owed: r.register_gauge(&key("embermesh_owed_activations", "", ""), &META),
                 running: r.register_gauge(&key("embermesh_running_activations", "", ""), &META),
                 containers: r.register_gauge(&key("embermesh_containers", "", ""), &META),
                 memory_bytes: r.register_gauge(&key("embermesh_container_memory_bytes", "", ""), &META),

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -33,7 +34,8 @@ use crate::peers::{About, Peers};
 use crate::registry::action::ActionEntry;
 use crate::registry::{Registry, RegistryLimits};
 use crate::rpc::server::RunsForPeers;
-use crate::store::{CodeError, CodeStore, RecordWriter, Store, StoreError, WriterOptions};
+use crate::store::journal::JournalOptions;
+use crate::store::{CodeError, CodeStore, Journal, RecordWriter, Store, StoreError, WriterOptions};
 use crate::views;
 
 /// Events that a slow watcher may lag behind.
@@ -61,6 +63,7 @@ struct Inner {
     registry: Registry,
     codes: CodeStore,
     records: RecordWriter,
+    journal: Journal,
     peers: Peers,
     gossip: OnceLock<Gossip>,
     logbook: Arc<LogBook>,
@@ -76,6 +79,8 @@ struct Inner {
     drained: watch::Sender<Option<Vec<u64>>>,
     /// Somebody asked the node to go: why.
     leaving: watch::Sender<Option<Leaving>>,
+    /// It goes down: what is owed and waits is the next start's.
+    stopping: AtomicBool,
     stop: CancellationToken,
     tasks: TaskTracker,
     data_dir: DataDir,
@@ -159,7 +164,8 @@ impl Node {
             max_age: config.store.retention_age,
             max_bytes: config.store.retention_bytes.bytes(),
         };
-        let records = RecordWriter::start(store, WriterOptions::new(retention))?;
+        let records = RecordWriter::start(store.clone(), WriterOptions::new(retention))?;
+        let (journal, owed) = Journal::start(store, JournalOptions::default())?;
         let core = embermesh_core::Node::new(id.clone(), epoch, protocol.clone(), epoch.0);
         let inner = Inner {
             epoch,
@@ -173,6 +179,7 @@ impl Node {
             registry,
             codes,
             records,
+            journal,
             peers: Peers::new(net),
             gossip: OnceLock::new(),
             logbook: Arc::default(),
@@ -187,6 +194,7 @@ impl Node {
             core_events: broadcast::channel(EVENT_BACKLOG).0,
             drained: watch::channel(None).0,
             leaving: watch::channel(None).0,
+            stopping: AtomicBool::new(false),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             data_dir,
@@ -195,11 +203,14 @@ impl Node {
             config,
         };
         let node = Self(Arc::new(inner));
+        // Before anybody can call: what is owed counts against the bounds.
+        node.take_up(&owed);
         node.until_stopped(node.clone().run_timer());
         node.until_stopped(node.clone().watch_engine());
         node.adopt_found().await;
         node.serve(mesh_listener, api_listener);
         node.join_mesh(datagrams).await?;
+        node.recover(owed);
         Ok(node)
     }
 
@@ -256,6 +267,16 @@ impl Node {
         Ok(())
     }
 
+    /// A task that the node's end waits for. It has to look at `stopped` wherever it waits for long.
+    pub(crate) fn track(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn(task);
+    }
+
+    /// Waits until the node goes down.
+    pub(crate) async fn stopped(&self) {
+        self.0.stop.cancelled().await;
+    }
+
     fn until_stopped(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.0.stop.clone();
         self.0.tasks.spawn(async move {
@@ -279,6 +300,8 @@ impl Node {
     /// still to be written. A node that nobody told to leave hands its containers over to its next life, if its
     /// engine can.
     pub async fn shutdown(&self) {
+        self.0.journal.promise_no_more();
+        self.0.stopping.store(true, Ordering::Relaxed);
         let deadline = self.0.config.protocol.drain_deadline;
         let hands_over = self.0.engine.hands_over() && self.0.leaving.borrow().is_none();
         if hands_over {
@@ -303,9 +326,18 @@ impl Node {
             self.0.engine.shutdown().await;
         }
         let node = self.clone();
-        let written = tokio::task::spawn_blocking(move || node.0.records.close(Duration::from_secs(10))).await;
-        if !matches!(written, Ok(true)) {
+        let written = tokio::task::spawn_blocking(move || {
+            let settled = node.0.journal.close(Duration::from_secs(10));
+            node.0.records.close(Duration::from_secs(10)) && settled
+        });
+        if !matches!(written.await, Ok(true)) {
             tracing::warn!("not all activation records could be written");
+        }
+        match self.0.journal.owed() {
+            0 => {}
+            owed => {
+                tracing::warn!(owed, "accepted activations have not ended: the next start on this data folder goes on")
+            }
         }
     }
 
@@ -415,6 +447,14 @@ impl Node {
 
     pub(crate) fn records(&self) -> &RecordWriter {
         &self.0.records
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.0.journal
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Relaxed)
     }
 
     pub(crate) fn peers(&self) -> &Peers {

@@ -235,9 +235,20 @@ impl Node {
         ended.await.ok().flatten()
     }
 
-    /// Has the process drain, leave the mesh and end. Returns at once.
-    pub fn leave(&self) {
-        self.go(Leaving::Asked);
+    /// Has the process drain, leave the mesh and end, once nothing is owed any more or, with `force`, whatever is.
+    /// Returns at once.
+    pub fn leave(&self, force: bool) {
+        self.journal().promise_no_more();
+        if force {
+            return self.go(Leaving::Asked);
+        }
+        let node = self.clone();
+        self.track(async move {
+            tokio::select! {
+                () = node.journal().emptied() => node.go(Leaving::Asked),
+                () = node.stopped() => {}
+            }
+        });
     }
 
     pub async fn activation(

@@ -95,6 +95,10 @@ impl Peers {
         self.lock().get(id).map(|p| p.client.clone())
     }
 
+    pub(crate) fn epoch(&self, id: &NodeId) -> Option<Epoch> {
+        self.lock().get(id).map(|p| p.epoch)
+    }
+
     /// What is known of that id: its highest epoch, and where it is if it counts as live.
     pub(crate) fn known(&self, id: &str) -> Option<(Epoch, Option<SocketAddr>)> {
         self.lock().get(&NodeId::new(id)).map(|p| (p.epoch, p.live.then_some(p.mesh)))

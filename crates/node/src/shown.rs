@@ -156,6 +156,7 @@ impl Node {
             memory_used_mb,
             queued: queued as u64,
             running: running as u64,
+            owed: self.journal().owed() as u64,
             actions: self.registry().total() as u64,
             gossip_bytes_sent: stats.sent_bytes,
             gossip_bytes_received: stats.received_bytes,
@@ -170,6 +171,11 @@ impl Node {
         let mut reasons = Vec::new();
         if self.driver().look(|c| c.draining()) {
             reasons.push("draining".to_owned());
+        } else if self.journal().promises_no_more() {
+            reasons.push(format!("leaving, once {} accepted activations have ended", self.journal().owed()));
+        }
+        if let Some(trouble) = self.journal().trouble() {
+            reasons.push(format!("only calls that somebody waits for are taken: {trouble}"));
         }
         if !self.gossip_handle().is_some_and(|g| g.healthy()) {
             reasons.push("gossip is not running".to_owned());
@@ -183,6 +189,7 @@ impl Node {
         let gauges = &self.metrics().gauges;
         gauges.queued.set(status.queued as f64);
         gauges.running.set(status.running as f64);
+        gauges.owed.set(status.owed as f64);
         gauges.containers.set(f64::from(status.containers));
         gauges.memory_bytes.set((status.memory_used_mb << 20) as f64);
         gauges.peers.set(f64::from(status.peers_live));

@@ -162,6 +162,9 @@ pub struct Status {
     pub memory_used_mb: u64,
     pub queued: u64,
     pub running: u64,
+    /// Activations that were accepted with a 202 and have not ended.
+    #[serde(default)]
+    pub owed: u64,
     pub actions: u64,
     pub gossip_bytes_sent: u64,
     pub gossip_bytes_received: u64,
@@ -195,6 +198,15 @@ pub struct DrainRequest {
     #[serde(default)]
     pub deadline_ms: Option<u64>,
     /// Kill what is left at the deadline.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Body of `POST /mesh/v1/leave`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaveRequest {
+    /// Leave although accepted activations have not ended: they are left in the data folder.
     #[serde(default)]
     pub force: bool,
 }

@@ -326,7 +326,7 @@ impl World {
         let spec = self.hosts[host].registry[action].clone();
         self.ledger.invoked(id, host, &spec);
         let body_bytes = if large { 2_000 } else { 100 };
-        self.deliver(host, Input::InvokeRequested { activation: id, spec, body_bytes });
+        self.deliver(host, Input::InvokeRequested { activation: id, spec, body_bytes, attempt: 0, journaled: false });
     }
 
     fn restart(&mut self, host: usize, down_us: u64) {

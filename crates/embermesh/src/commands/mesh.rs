@@ -180,7 +180,7 @@ fn status_details(s: &Status) -> String {
         ("actions", s.actions.to_string()),
         ("containers", s.containers.to_string()),
         ("memory", format!("{} of {}", human_mb(s.memory_used_mb), human_mb(s.memory_mb))),
-        ("activations", format!("{} running, {} queued", s.running, s.queued)),
+        ("activations", format!("{} running, {} queued, {} owed", s.running, s.queued, s.owed)),
         (
             "served",
             format!(

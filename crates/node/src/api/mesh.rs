@@ -11,7 +11,7 @@ use super::asked::{Answer, Asked, empty, json};
 use super::body::{self, Intake};
 use super::error::ApiError;
 use crate::detached::Detached;
-use crate::views::{DrainRequest, IntentOutcome, IntentRequest, VetoRequest};
+use crate::views::{DrainRequest, IntentOutcome, IntentRequest, LeaveRequest, VetoRequest};
 
 const MAX_BODY_BYTES: u64 = 64 << 10;
 
@@ -66,8 +66,8 @@ pub(super) async fn drain(front: Shared, mut asked: Asked) -> Answer {
 }
 
 pub(super) async fn leave(front: Shared, mut asked: Asked) -> Answer {
-    nothing(&mut asked).await?;
-    front.node.leave();
+    let request: LeaveRequest = body(&mut asked).await?;
+    front.node.leave(request.force);
     Ok(empty(StatusCode::ACCEPTED))
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::action::KeyValue;
 use super::*;
 use crate::store::RedbStore;
+use crate::store::journal::{Entry, Step};
 
 fn limits() -> RegistryLimits {
     RegistryLimits::from(&LimitsSection::default())
@@ -471,6 +472,12 @@ impl Store for Refusing {
     }
     fn count_activations(&self, namespace: &str, filter: &crate::store::ActivationFilter) -> Result<u64, StoreError> {
         self.0.count_activations(namespace, filter)
+    }
+    fn load_journal(&self) -> Result<Vec<Entry>, StoreError> {
+        unreachable!()
+    }
+    fn commit_journal(&self, _: &[Step]) -> Result<(), StoreError> {
+        unreachable!()
     }
     fn prune(&self, now_ms: u64, retention: crate::store::Retention) -> Result<crate::store::Pruned, StoreError> {
         self.0.prune(now_ms, retention)

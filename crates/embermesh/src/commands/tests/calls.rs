@@ -361,11 +361,13 @@ async fn veto_release_and_leave_confirm_what_they_did() {
     let ran = run_line(&server.url, "release n1-7-L4 -o json").await;
     assert_eq!((ran.exit, ran.answers.as_str()), (Exit::Ok, ""));
     assert_eq!(run_line(&server.url, "leave").await.exit, Exit::Ok);
+    assert_eq!(run_line(&server.url, "leave --force").await.exit, Exit::Ok);
     let asked = server.asked();
     assert_eq!(asked[0].line, "POST /mesh/v1/intents/n1-7-1-r1/veto");
     assert_eq!(asked[0].body, json!({"hold_ms": 20000}));
     assert_eq!(asked[1].line, "POST /mesh/v1/leases/n1-7-L4/release");
     assert_eq!(asked[3].line, "POST /mesh/v1/leave");
+    assert_eq!((&asked[3].body, &asked[4].body), (&json!({"force": false}), &json!({"force": true})));
 }
 
 #[tokio::test]

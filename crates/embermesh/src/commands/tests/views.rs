@@ -284,6 +284,7 @@ async fn status_as_table_and_json() {
         memory_used_mb: 768,
         queued: 1,
         running: 2,
+        owed: 5,
         actions: 4,
         gossip_bytes_sent: 1_234_567,
         gossip_bytes_received: 999,
@@ -310,7 +311,7 @@ async fn status_as_table_and_json() {
     actions        4
     containers     3
     memory         768 MB of 4096 MB
-    activations    2 running, 1 queued
+    activations    2 running, 1 queued, 5 owed
     served         100 local, 20 leased, 0 resumed, 3 cold, 0 refused
     cold starts    3
     leases         7 granted, 0 denied, 0 expired
@@ -344,6 +345,7 @@ async fn status_as_table_and_json() {
       "memory_used_mb": 768,
       "queued": 1,
       "running": 2,
+      "owed": 5,
       "actions": 4,
       "gossip_bytes_sent": 1234567,
       "gossip_bytes_received": 999,
