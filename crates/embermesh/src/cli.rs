@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use action::{ActionCommand, ActivationCommand, InvokeArgs};
-pub(crate) use agent::{AgentArgs, DemoArgs, LogFormat};
+pub(crate) use agent::{AgentArgs, DemoArgs, Engine, LogFormat};
 
 const EXAMPLES: &str = "\
 Start a node, then talk to it from another terminal:

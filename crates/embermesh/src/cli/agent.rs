@@ -44,9 +44,9 @@ pub(crate) struct AgentArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) advertise: Option<SocketAddr>,
 
-    /// What runs containers [default: process]
-    #[arg(long, value_name = "ENGINE", value_parser = ["process"])]
-    pub(crate) engine: Option<String>,
+    /// What runs containers: processes of this host, or its Docker engine [default: process]
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    pub(crate) engine: Option<Engine>,
 
     /// Memory that containers may take together, e.g. 4GiB or 512MiB [default: three quarters
     /// of the host's]
@@ -79,6 +79,12 @@ pub(crate) struct AgentArgs {
 pub(crate) enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    Process,
+    Docker,
 }
 
 #[derive(Debug, Clone, Args)]
