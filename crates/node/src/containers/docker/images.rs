@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::models::CreateImageInfo;
-use bollard::query_parameters::CreateImageOptionsBuilder;
+use bollard::query_parameters::{CreateImageOptionsBuilder, PruneImagesOptionsBuilder};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{OnceCell, mpsc};
@@ -23,6 +23,7 @@ use crate::data_dir::lock_on_host;
 /// The repository of images that are made here.
 const REPOSITORY: &str = "embermesh-runtime";
 const IMPORT_TIMEOUT: Duration = Duration::from_secs(120);
+const PRUNE: Duration = Duration::from_secs(30);
 /// Between two lines of progress in the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// Of the archive on its way to the engine.
@@ -149,7 +150,20 @@ impl ImageStore {
             Err(_) => return Err(refused(format!("it took longer than {IMPORT_TIMEOUT:?}"))),
         }
         tracing::info!(image = %name, took = ?began.elapsed(), "the runtime's image was made of this program");
+        self.prune().await;
         Ok(())
+    }
+
+    /// Each version of the program makes an image: those of days ago go, unless a container is made of them. An
+    /// agent that still wants one makes it again.
+    async fn prune(&self) {
+        let filter = |value: &str| vec![value.to_owned()];
+        let filters =
+            HashMap::from([("dangling", filter("false")), ("label", filter(RUNTIME)), ("until", filter("72h"))]);
+        let options = PruneImagesOptionsBuilder::new().filters(&filters).build();
+        if let Err(error) = self.api.within(PRUNE, self.api.docker.prune_images(Some(options))).await {
+            tracing::debug!(%error, "images of older versions stay");
+        }
     }
 
     async fn pull(&self, name: &str) -> Result<(), EngineError> {
