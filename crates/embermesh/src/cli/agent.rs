@@ -94,12 +94,18 @@ measures it, and leaves nothing running. Exits 1 when a step did not really happ
 
 Examples:
   embermesh demo
+  embermesh demo --docker
   embermesh demo --json
   embermesh demo --keep")]
 pub(crate) struct DemoArgs {
     /// Print the figures as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Run the containers on this host's Docker engine; images are made of this program, no registry
+    /// is asked
+    #[arg(long)]
+    pub(crate) docker: bool,
 
     /// Leave the mesh up and print how to talk to it
     #[arg(long)]

@@ -7,6 +7,7 @@
 mod bench;
 mod cases;
 mod images;
+mod registry;
 mod relay;
 #[allow(dead_code, reason = "the process engine's tests use more of it")]
 #[path = "../process_engine/stand_in.rs"]

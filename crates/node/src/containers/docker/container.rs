@@ -6,8 +6,8 @@
 //! ```
 //!
 //! `begin` is a task of its own, so that whoever asked for the start may go away. What the engine does by itself,
-//! the monitor tells: [`Container::died`], [`align`]. `wanted` is held while the engine changes it, so
-//! that nobody takes a change that is under way for somebody else's.
+//! the monitor tells: [`Container::died`], [`align`]. `pausing` is held while the engine changes it,
+//! so that nobody takes a change that is under way for somebody else's.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -56,8 +56,7 @@ pub(super) struct Container {
     docker_id: OnceLock<String>,
     client: OnceLock<Client>,
     serving: AtomicBool,
-    /// What the core wants it to be.
-    wanted: AsyncMutex<Wanted>,
+    pausing: AsyncMutex<Pausing>,
     corrections: Mutex<VecDeque<Instant>>,
     out_of_memory: AtomicBool,
     pub(super) removal: CancellationToken,
@@ -66,10 +65,13 @@ pub(super) struct Container {
     last_lines: Arc<LastLines>,
 }
 
+/// Whether it is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    Running,
-    Paused,
+struct Pausing {
+    /// As the core wants it.
+    wanted: bool,
+    /// As the engine last said; none after a call of unknown outcome.
+    known: Option<bool>,
 }
 
 impl Container {
@@ -84,7 +86,7 @@ impl Container {
             docker_id: OnceLock::new(),
             client: OnceLock::new(),
             serving: AtomicBool::new(false),
-            wanted: AsyncMutex::new(Wanted::Running),
+            pausing: AsyncMutex::new(Pausing { wanted: false, known: Some(false) }),
             corrections: Mutex::default(),
             out_of_memory: AtomicBool::new(false),
             removal: CancellationToken::new(),
@@ -128,20 +130,45 @@ impl Container {
         answer.reply
     }
 
-    pub(super) async fn set_paused(&self, api: &Api, pause: bool) -> Result<(), EngineError> {
-        let mut wanted = self.wanted.lock().await;
+    /// While the engine can't be asked, a pause is put off: the core counts it as paused and sends it nothing, and
+    /// the monitor brings the engine's state in line as soon as it answers. So a warm container is not lost
+    /// because the engine was away when it fell idle.
+    pub(super) async fn pause(&self, engine: &Shared) -> Result<(), EngineError> {
+        let mut pausing = self.pausing.lock().await;
+        let id = self.ready_id()?;
+        pausing.wanted = true;
+        if engine.is_in_trouble() {
+            return Ok(());
+        }
+        match self.change(&engine.api, id, true).await {
+            Ok(()) => pausing.known = Some(true),
+            Err(Failure::Unreachable(_)) => {}
+            Err(Failure::Unknown(_)) => pausing.known = None,
+            Err(failure) => return Err(failed(failure)),
+        }
+        Ok(())
+    }
+
+    pub(super) async fn resume(&self, engine: &Shared) -> Result<(), EngineError> {
+        let mut pausing = self.pausing.lock().await;
+        let id = self.ready_id()?;
+        pausing.wanted = false;
+        // Its pause was put off, and has not come to be.
+        if pausing.known == Some(false) {
+            return Ok(());
+        }
+        pausing.known = None;
+        self.change(&engine.api, id, false).await.map_err(failed)?;
+        pausing.known = Some(false);
+        Ok(())
+    }
+
+    fn ready_id(&self) -> Result<&str, EngineError> {
         if let Some(reason) = &*self.ended.borrow() {
             return Err(EngineError::Died(reason.clone()));
         }
-        if !self.serving.load(Ordering::Acquire) {
-            return Err(EngineError::Refused("it is still starting".into()));
-        }
-        let Some(id) = self.docker_id() else { return Err(EngineError::Unknown(self.id.to_string())) };
-        *wanted = if pause { Wanted::Paused } else { Wanted::Running };
-        self.change(api, id, pause).await.map_err(|failure| match failure {
-            Failure::Missing(text) => EngineError::Died(text),
-            other => other.into(),
-        })
+        let ready = self.serving.load(Ordering::Acquire);
+        self.docker_id().filter(|_| ready).ok_or_else(|| EngineError::Refused("it is still starting".into()))
     }
 
     async fn change(&self, api: &Api, id: &str, pause: bool) -> Result<(), Failure> {
@@ -159,7 +186,7 @@ impl Container {
     /// Whether the engine's word about it is nothing to look into.
     pub(super) fn is_as_wanted(&self, paused: bool) -> bool {
         // A change is under way otherwise.
-        self.wanted.try_lock().map_or(true, |wanted| (*wanted == Wanted::Paused) == paused)
+        self.pausing.try_lock().map_or(true, |pausing| pausing.wanted == paused)
     }
 
     pub(super) fn ran_out_of_memory(&self) {
@@ -255,7 +282,7 @@ pub(super) async fn align(engine: &Arc<Shared>, container: &Arc<Container>) {
     if container.removal.is_cancelled() || container.has_ended() || !container.serving.load(Ordering::Acquire) {
         return;
     }
-    let wanted = container.wanted.lock().await;
+    let mut pausing = container.pausing.lock().await;
     let Some(id) = container.docker_id() else { return };
     let state = match engine.api.inspect(id).await {
         Ok(inspected) => inspected.state.unwrap_or_default(),
@@ -266,16 +293,29 @@ pub(super) async fn align(engine: &Arc<Shared>, container: &Arc<Container>) {
     if state.running != Some(true) {
         return container.died(engine, ended_with(state.exit_code));
     }
-    let pause = *wanted == Wanted::Paused;
+    let pause = pausing.wanted;
     if state.paused == Some(pause) || container.removal.is_cancelled() {
+        pausing.known = state.paused;
         return;
     }
-    if !container.may_correct() {
-        return container.died(engine, "somebody else pauses and resumes it again and again".to_owned());
+    let put_off = pause && pausing.known != Some(true);
+    if !put_off {
+        if !container.may_correct() {
+            return container.died(engine, "somebody else pauses and resumes it again and again".to_owned());
+        }
+        tracing::warn!(container = %container.id, pause, "somebody else changed its state: it is changed back");
     }
-    tracing::warn!(container = %container.id, pause, "somebody else changed its state: it is changed back");
-    if let Err(error) = container.change(&engine.api, id, pause).await {
-        tracing::warn!(container = %container.id, %error, "its state can't be changed back");
+    pausing.known = None;
+    match container.change(&engine.api, id, pause).await {
+        Ok(()) => pausing.known = Some(pause),
+        Err(error) => tracing::warn!(container = %container.id, %error, "its state can't be changed back"),
+    }
+}
+
+fn failed(failure: Failure) -> EngineError {
+    match failure {
+        Failure::Missing(text) => EngineError::Died(text),
+        other => other.into(),
     }
 }
 

@@ -113,6 +113,10 @@ impl Engine for DockerEngine {
     }
 
     async fn start(&self, spec: ContainerSpec) -> Result<(), EngineError> {
+        // Rather at once than after its deadline.
+        if let Some(why) = self.trouble() {
+            return Err(EngineError::Refused(why));
+        }
         let (tell, told) = oneshot::channel();
         let container = self.shared.enlist(&spec)?;
         tokio::spawn(container::begin(self.shared.clone(), container, spec, tell));
@@ -128,11 +132,11 @@ impl Engine for DockerEngine {
     }
 
     async fn pause(&self, id: &str) -> Result<(), EngineError> {
-        self.shared.find(id)?.set_paused(&self.shared.api, true).await
+        self.shared.find(id)?.pause(&self.shared).await
     }
 
     async fn resume(&self, id: &str) -> Result<(), EngineError> {
-        self.shared.find(id)?.set_paused(&self.shared.api, false).await
+        self.shared.find(id)?.resume(&self.shared).await
     }
 
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
@@ -209,6 +213,10 @@ impl Shared {
         let container = Arc::new(Container::new(spec, folder));
         table.containers.insert(spec.id.clone(), container.clone());
         Ok(container)
+    }
+
+    pub(super) fn is_in_trouble(&self) -> bool {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     pub(super) fn forget(&self, id: &str) {

@@ -44,7 +44,7 @@ pub(super) struct ImageStore {
 /// The image of one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Image {
-    /// Made of this program: its tag.
+    /// Made of this program: its digest.
     Own(String),
     Named(String),
 }
@@ -52,7 +52,7 @@ pub(super) enum Image {
 impl Image {
     pub(super) fn name(&self) -> String {
         match self {
-            Image::Own(tag) => format!("{REPOSITORY}:{tag}"),
+            Image::Own(digest) => own_image(digest),
             Image::Named(name) => name.clone(),
         }
     }
@@ -112,7 +112,7 @@ impl ImageStore {
         let bundle = self.own().await?;
         // Other agents of this host are about to make the same.
         let _alone = lock_on_host(REPOSITORY).await;
-        let name = format!("{REPOSITORY}:{}", bundle.digest());
+        let name = own_image(bundle.digest());
         if self.api.within(LOOK, self.api.docker.inspect_image(&name)).await.is_ok() {
             return Ok(());
         }
@@ -208,6 +208,11 @@ impl ImageStore {
         }
         pulls.entry(name.to_owned()).or_default().clone()
     }
+}
+
+/// The name of the image that is made of a program.
+pub(super) fn own_image(digest: &str) -> String {
+    format!("{REPOSITORY}:{digest}")
 }
 
 /// The writing end of an archive that goes to the engine piece by piece.

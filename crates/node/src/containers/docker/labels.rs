@@ -70,6 +70,11 @@ impl Owner {
     }
 }
 
+/// Of a container that is the cluster's and no agent's.
+pub(super) fn cluster_labels(cluster: &str) -> HashMap<String, String> {
+    HashMap::from([(CLUSTER.to_owned(), cluster.to_owned())])
+}
+
 /// For all containers of a cluster on this engine, whoever owns them.
 pub(super) fn cluster_filter(cluster: &str) -> HashMap<String, Vec<String>> {
     HashMap::from([("label".to_owned(), vec![format!("{CLUSTER}={cluster}")])])

@@ -13,6 +13,7 @@
 //! - `images`, `bundle`: where images come from; the one made of the running executable.
 //! - `network`: the bridge.
 //! - `monitor`: events, pings and listings: what happened without us having asked for it.
+//! - `yardstick`: what a bare start costs.
 //! - `api`: the calls, each with its deadline, and what their failures mean.
 //!
 //! Runs never go through the engine: they go on while it hangs or is restarted.
@@ -26,12 +27,14 @@ mod labels;
 mod monitor;
 mod network;
 mod spec;
+mod yardstick;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use bundle::{executable_archive, executable_digest};
 pub use engine::{DockerEngine, remove_cluster};
+pub use yardstick::Yardstick;
 
 /// How an engine is set up.
 #[derive(Debug, Clone)]
