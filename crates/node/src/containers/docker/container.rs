@@ -368,14 +368,21 @@ pub(super) async fn begin(
     }
 }
 
-/// Creates and starts it. Each step has its own deadline and is not cut short: what was made is known.
+async fn unless_removed<T>(
+    container: &Container,
+    step: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    tokio::select! {
+        biased;
+        () = container.removal.cancelled() => Err(EngineError::Refused("it was removed while it started".into())),
+        outcome = step => outcome,
+    }
+}
+
+/// Creates and starts it. Each call has its own deadline and is not cut short: what was made is known.
 async fn make(engine: &Arc<Shared>, container: &Arc<Container>, spec: &ContainerSpec) -> Result<(), EngineError> {
-    let given_up = || match container.removal.is_cancelled() {
-        true => Err(EngineError::Refused("it was removed while it started".into())),
-        false => Ok(()),
-    };
-    let image = engine.images.choose(spec).await?;
-    given_up()?;
+    // An image may take minutes to come: that step alone is cut short.
+    let image = unless_removed(container, engine.images.choose(spec)).await?;
     if !container.stock {
         let folder = container.folder.clone();
         let made = tokio::task::spawn_blocking(move || folder.create_for_socket(spec::user())).await;
@@ -387,8 +394,7 @@ async fn make(engine: &Arc<Shared>, container: &Arc<Container>, spec: &Container
     }
     let id = match create(engine, container, spec, &image).await {
         Err(Failure::Missing(_)) => {
-            engine.images.obtain(&image).await?;
-            given_up()?;
+            unless_removed(container, engine.images.obtain(&image)).await?;
             create(engine, container, spec, &image).await
         }
         outcome => outcome,
@@ -397,7 +403,7 @@ async fn make(engine: &Arc<Shared>, container: &Arc<Container>, spec: &Container
     let id = container.docker_id.get_or_init(|| id).clone();
     let output = engine.api.attach(&id).await?.output;
     tokio::spawn(read_lines(engine.api.clone(), container.clone(), output));
-    given_up()?;
+    unless_removed(container, async { Ok(()) }).await?;
     engine.api.start(&id).await.map_err(|failure| explained(failure, container, &image))?;
     let address = match container.stock {
         false => Address::Unix(container.folder.socket()),
