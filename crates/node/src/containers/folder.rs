@@ -72,17 +72,22 @@ impl Folder {
     }
 }
 
-/// Makes `root` if it is missing and removes what earlier lives left in it.
-pub(super) fn prepare_root(root: &Path) -> io::Result<PathBuf> {
+/// Makes `root` if it is missing.
+pub(super) fn make_root(root: &Path) -> io::Result<PathBuf> {
     DirBuilder::new().recursive(true).mode(0o700).create(root)?;
-    let root = root.canonicalize()?;
-    for entry in fs::read_dir(&root)? {
+    root.canonicalize()
+}
+
+/// Removes what earlier lives left in `root`, but for the folders of containers that `stay`.
+pub(super) fn clear_root(root: &Path, stay: impl Fn(&str) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(root)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
+        let stays = entry.file_name().to_str().is_some_and(&stay);
+        if entry.file_type()?.is_dir() && !stays {
             remove_folder(&entry.path())?;
         }
     }
-    Ok(root)
+    Ok(())
 }
 
 fn remove_folder(path: &Path) -> io::Result<()> {
@@ -122,12 +127,15 @@ mod tests {
     #[test]
     fn leftovers_are_removed_and_the_root_is_made() {
         let data = tempfile::tempdir().unwrap();
-        let root = prepare_root(&data.path().join("a/containers")).unwrap();
+        let root = make_root(&data.path().join("a/containers")).unwrap();
         Folder::new(&root, "n1-7-1").unwrap().create().unwrap();
         let locked = root.join("n1-7-1/work/tmp");
         fs::set_permissions(&locked, Permissions::from_mode(0o500)).unwrap();
         fs::write(root.join("n1-7-1/work/file"), "x").unwrap();
-        prepare_root(&root).unwrap();
+        Folder::new(&root, "n1-7-2").unwrap().create().unwrap();
+        clear_root(&root, |id| id == "n1-7-2").unwrap();
+        assert!(!root.join("n1-7-1").exists() && root.join("n1-7-2").exists());
+        clear_root(&root, |_| false).unwrap();
         assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
     }
 

@@ -38,6 +38,7 @@ const BACKLOG_RETRY: Duration = Duration::from_millis(1);
 const MAX_SOCKET_PATH: usize = 107;
 const LOG_LINES: &str = "x-embermesh-log-lines";
 const SOCKET: &str = "x-embermesh-socket";
+const EPOCH: &str = "x-embermesh-epoch";
 
 /// What to do while nothing accepts connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +89,8 @@ impl fmt::Display for Address {
 /// Calls one container; keeps a bounded number of idle connections, the last used first.
 pub struct Client {
     state: Mutex<State>,
+    /// The agent's, told with each call: a container that a newer agent has adopted takes none of an older one.
+    epoch: Option<HeaderValue>,
     max_idle: usize,
     max_answer_bytes: usize,
 }
@@ -102,7 +105,12 @@ impl Client {
     /// For what will serve at `address`; it need not exist yet.
     pub fn new(address: Address, max_idle: usize, max_answer_bytes: usize) -> Self {
         let state = State { address: Arc::new(address), idle: Vec::new(), open: true };
-        Self { state: Mutex::new(state), max_idle, max_answer_bytes }
+        Self { state: Mutex::new(state), epoch: None, max_idle, max_answer_bytes }
+    }
+
+    /// The same, telling the agent's epoch with each call.
+    pub fn of_epoch(self, epoch: u64) -> Self {
+        Self { epoch: Some(HeaderValue::from(epoch)), ..self }
     }
 
     /// Opens a connection for the first call to use; the error says why nothing accepts one.
@@ -143,6 +151,9 @@ impl Client {
 
     async fn exchange(&self, path: &'static str, body: Bytes, connecting: Connecting) -> Result<Answer, CallError> {
         let mut request = request(path, body);
+        if let Some(epoch) = &self.epoch {
+            request.headers_mut().insert(EPOCH, epoch.clone());
+        }
         // Each failed pass used up an idle connection, so that this ends with a fresh one.
         loop {
             let (address, idle) = self.check_out();

@@ -17,11 +17,13 @@ use std::time::Duration;
 
 use bollard::container::LogOutput;
 use bytes::Bytes;
+use embermesh_core::ContainerId;
 use futures::StreamExt;
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::adoption::Left;
 use super::api::{Api, Failure};
 use super::engine::Shared;
 use super::images::Image;
@@ -38,6 +40,8 @@ const PORT: u16 = 8080;
 const READY_POLL: Duration = Duration::from_millis(2);
 /// A start that is being given up ends within this: its longest call of the engine, and more.
 const GIVE_UP: Duration = Duration::from_secs(70);
+/// For a runtime to say what is in it.
+const ADOPT: Duration = Duration::from_secs(2);
 /// Between two attempts to read on after the connection for a container's lines broke.
 const ATTACH_AGAIN: Duration = Duration::from_secs(1);
 /// Somebody who pauses or resumes our container more often than this within a minute is not argued with.
@@ -46,6 +50,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 pub(super) struct Container {
     pub(super) id: Arc<str>,
+    /// Its id in the life of the agent that made it: its labels and its folder have that.
+    pub(super) label: Arc<str>,
     memory_mb: u64,
     /// An image that serves TCP, without a folder.
     stock: bool,
@@ -56,6 +62,8 @@ pub(super) struct Container {
     docker_id: OnceLock<String>,
     client: OnceLock<Client>,
     serving: AtomicBool,
+    /// It was adopted as paused, and could not be asked for anything yet.
+    unasked: AtomicBool,
     pausing: AsyncMutex<Pausing>,
     corrections: Mutex<VecDeque<Instant>>,
     out_of_memory: AtomicBool,
@@ -78,6 +86,7 @@ impl Container {
     pub(super) fn new(spec: &ContainerSpec, folder: Folder) -> Self {
         Self {
             id: spec.id.clone(),
+            label: spec.id.clone(),
             memory_mb: spec.memory_mb,
             stock: spec.runtime == Runtime::Image,
             concurrency: spec.concurrency as usize,
@@ -86,12 +95,25 @@ impl Container {
             docker_id: OnceLock::new(),
             client: OnceLock::new(),
             serving: AtomicBool::new(false),
+            unasked: AtomicBool::new(false),
             pausing: AsyncMutex::new(Pausing { wanted: false, known: Some(false) }),
             corrections: Mutex::default(),
             out_of_memory: AtomicBool::new(false),
             removal: CancellationToken::new(),
             ended: watch::Sender::new(None),
             last_lines: LastLines::new(spec.logs.clone()),
+        }
+    }
+
+    /// One of an earlier life, which the engine has as `docker_id`.
+    pub(super) fn left(spec: &ContainerSpec, left: &Left, folder: Folder) -> Self {
+        let pausing = Pausing { wanted: left.paused, known: Some(left.paused) };
+        Self {
+            label: left.label.as_str().into(),
+            docker_id: OnceLock::from(left.docker_id.clone()),
+            pausing: AsyncMutex::new(pausing),
+            unasked: AtomicBool::new(left.paused),
+            ..Self::new(spec, folder)
         }
     }
 
@@ -160,7 +182,71 @@ impl Container {
         pausing.known = None;
         self.change(&engine.api, id, false).await.map_err(failed)?;
         pausing.known = Some(false);
+        if self.unasked.swap(false, Ordering::AcqRel) && self.ask_runs().await? > 0 {
+            return Err(EngineError::Refused("runs of an earlier life of this agent are in it".into()));
+        }
         Ok(())
+    }
+
+    /// Takes a container of an earlier life into service: from here on it is called, and its lines are read. Returns
+    /// how many runs are still in it.
+    pub(super) async fn adopt(self: &Arc<Self>, engine: &Arc<Shared>, was_idle: bool) -> Result<u32, EngineError> {
+        let id = self.docker_id().ok_or_else(|| EngineError::Unknown(self.id.to_string()))?;
+        self.connect(engine, id).await?;
+        let output = engine.api.attach(id).await?.output;
+        tokio::spawn(read_lines(engine.api.clone(), self.clone(), output));
+        let paused = self.unasked.load(Ordering::Acquire);
+        let runs = match (paused, self.stock) {
+            (true, _) => 0,
+            (false, true) if was_idle => 0,
+            (false, true) => {
+                return Err(EngineError::Refused("what runs in an image like this one can't be told".into()));
+            }
+            (false, false) => self.ask_runs().await?,
+        };
+        self.serving.store(true, Ordering::Release);
+        Ok(runs)
+    }
+
+    /// Has it take orders of this epoch only; how many runs of earlier ones are in it.
+    pub(super) async fn ask_runs(&self) -> Result<u32, EngineError> {
+        #[derive(serde::Deserialize)]
+        struct Adopted {
+            running: u32,
+        }
+        if self.stock {
+            return Ok(0);
+        }
+        let reply = self.post("/adopt", Bytes::new(), ADOPT, Connecting::Once).await?;
+        let adopted = serde_json::from_slice::<Adopted>(&reply.body).ok().filter(|_| reply.status == 200);
+        adopted.map(|adopted| adopted.running).ok_or_else(|| {
+            let said = String::from_utf8_lossy(&reply.body).into_owned();
+            EngineError::Refused(format!("it can't be adopted: it answers {} {said}", reply.status))
+        })
+    }
+
+    /// Finds out where it serves.
+    async fn connect(&self, engine: &Shared, id: &str) -> Result<(), EngineError> {
+        let address = match self.stock {
+            false => Address::Unix(self.folder.socket()),
+            true => Address::Tcp(SocketAddr::new(own_address(engine, self, id).await?, PORT)),
+        };
+        // A foreign server may close an idle connection at any moment, and so break a run: each gets a fresh one.
+        let idle = if self.stock { 0 } else { self.concurrency + 1 };
+        let client = Client::new(address, idle, MAX_ANSWER_BYTES);
+        let epoch = self.id.parse::<ContainerId>().ok().filter(|_| !self.stock).map(|id| id.epoch.0);
+        self.client.get_or_init(|| match epoch {
+            Some(epoch) => client.of_epoch(epoch),
+            None => client,
+        });
+        Ok(())
+    }
+
+    /// Closes its connections and leaves it alone.
+    pub(super) fn let_go(&self) {
+        if let Some(client) = self.client.get() {
+            client.close();
+        }
     }
 
     fn ready_id(&self) -> Result<&str, EngineError> {
@@ -368,14 +454,21 @@ pub(super) async fn begin(
     }
 }
 
-/// Creates and starts it. Each step has its own deadline and is not cut short: what was made is known.
+async fn unless_removed<T>(
+    container: &Container,
+    step: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    tokio::select! {
+        biased;
+        () = container.removal.cancelled() => Err(EngineError::Refused("it was removed while it started".into())),
+        outcome = step => outcome,
+    }
+}
+
+/// Creates and starts it. Each call has its own deadline and is not cut short: what was made is known.
 async fn make(engine: &Arc<Shared>, container: &Arc<Container>, spec: &ContainerSpec) -> Result<(), EngineError> {
-    let given_up = || match container.removal.is_cancelled() {
-        true => Err(EngineError::Refused("it was removed while it started".into())),
-        false => Ok(()),
-    };
-    let image = engine.images.choose(spec).await?;
-    given_up()?;
+    // An image may take minutes to come: that step alone is cut short.
+    let image = unless_removed(container, engine.images.choose(spec)).await?;
     if !container.stock {
         let folder = container.folder.clone();
         let made = tokio::task::spawn_blocking(move || folder.create_for_socket(spec::user())).await;
@@ -387,8 +480,7 @@ async fn make(engine: &Arc<Shared>, container: &Arc<Container>, spec: &Container
     }
     let id = match create(engine, container, spec, &image).await {
         Err(Failure::Missing(_)) => {
-            engine.images.obtain(&image).await?;
-            given_up()?;
+            unless_removed(container, engine.images.obtain(&image)).await?;
             create(engine, container, spec, &image).await
         }
         outcome => outcome,
@@ -397,16 +489,9 @@ async fn make(engine: &Arc<Shared>, container: &Arc<Container>, spec: &Container
     let id = container.docker_id.get_or_init(|| id).clone();
     let output = engine.api.attach(&id).await?.output;
     tokio::spawn(read_lines(engine.api.clone(), container.clone(), output));
-    given_up()?;
+    unless_removed(container, async { Ok(()) }).await?;
     engine.api.start(&id).await.map_err(|failure| explained(failure, container, &image))?;
-    let address = match container.stock {
-        false => Address::Unix(container.folder.socket()),
-        true => Address::Tcp(SocketAddr::new(own_address(engine, container, &id).await?, PORT)),
-    };
-    // A foreign server may close an idle connection at any moment, and so break a run: each gets a fresh one.
-    let idle = if container.stock { 0 } else { container.concurrency + 1 };
-    container.client.get_or_init(|| Client::new(address, idle, MAX_ANSWER_BYTES));
-    Ok(())
+    container.connect(engine, &id).await
 }
 
 async fn create(

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use futures::StreamExt;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::adoption::Left;
 use super::api::{Api, Failure};
 use super::container::{self, Container};
 use super::images::ImageStore;
@@ -19,7 +21,7 @@ use super::labels::{self, Owner};
 use super::{DockerEngineConfig, monitor, network};
 use crate::containers::folder::{self, Folder};
 use crate::containers::http::Connecting;
-use crate::containers::{ContainerSpec, Engine, EngineError, EngineEvent, Reply, Runtime};
+use crate::containers::{ContainerSpec, Engine, EngineError, EngineEvent, Found, Reply, Runtime};
 
 /// When these wait to be read, a container that ended waits with its report: none is lost.
 const MAX_EVENTS: usize = 64;
@@ -52,16 +54,18 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Table {
     containers: HashMap<Arc<str>, Arc<Container>>,
+    /// Of earlier lives, until each is adopted or discarded.
+    left: Vec<Left>,
     closed: bool,
 }
 
 impl DockerEngine {
-    /// Connects, and removes what earlier lives of this agent left.
+    /// Connects, and looks for what earlier lives of this agent left.
     pub async fn connect(mut config: DockerEngineConfig) -> Result<Self, EngineError> {
-        config.root = folder::prepare_root(&config.root).map_err(|error| {
-            let root = config.root.display();
-            EngineError::Refused(format!("cannot prepare the folder for containers {root}: {error}"))
-        })?;
+        let unusable = |root: &Path, error: io::Error| {
+            EngineError::Refused(format!("cannot prepare the folder for containers {}: {error}", root.display()))
+        };
+        config.root = folder::make_root(&config.root).map_err(|error| unusable(&config.root, error))?;
         // A bind's source ends at the first colon.
         let root = config.root.to_str().filter(|root| !root.contains(':'));
         if root.is_none() {
@@ -83,7 +87,10 @@ impl DockerEngine {
             stop: CancellationToken::new(),
             table: RwLock::default(),
         });
-        shared.take_over().await?;
+        let left = shared.look_for_left().await?;
+        folder::clear_root(&shared.config.root, |name| left.iter().any(|left| left.label == name))
+            .map_err(|error| unusable(&shared.config.root, error))?;
+        shared.write().left = left;
         tokio::spawn(monitor::watch(shared.clone()));
         Ok(Self { shared, reports: Mutex::new(Some(reports)) })
     }
@@ -146,6 +153,32 @@ impl Engine for DockerEngine {
         }
     }
 
+    fn hands_over(&self) -> bool {
+        true
+    }
+
+    async fn hand_over(&self, idle: &[String]) {
+        self.shared.write().closed = true;
+        self.shared.hand_over(idle);
+        self.shared.stop.cancel();
+    }
+
+    async fn found(&self) -> Result<Vec<Found>, EngineError> {
+        Ok(self.shared.left().iter().map(Left::found).collect())
+    }
+
+    async fn adopt(&self, found: &Found, spec: ContainerSpec) -> Result<u32, EngineError> {
+        self.shared.adopt(found, &spec).await
+    }
+
+    async fn runs_left(&self, id: &str) -> Result<u32, EngineError> {
+        self.shared.find(id)?.ask_runs().await
+    }
+
+    async fn discard(&self, found: &Found) -> Result<(), EngineError> {
+        self.shared.discard(found).await
+    }
+
     fn trouble(&self) -> Option<String> {
         self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -167,7 +200,7 @@ impl Engine for DockerEngine {
                     tracing::error!(%error, "a container outlives the agent: its next start removes it");
                 }
             }
-            if let Err(error) = self.shared.take_over().await {
+            if let Err(error) = self.shared.remove_left().await {
                 tracing::warn!(%error, "what is left could not be looked for");
             }
             network::remove_if_unused(&self.shared.api, &self.shared.config.network).await;
@@ -180,13 +213,9 @@ impl Engine for DockerEngine {
 }
 
 impl Shared {
-    /// What becomes of containers of this agent that are not in its table, at its start and at its end: they are
-    /// removed.
-    async fn take_over(&self) -> Result<(), EngineError> {
+    /// Removes all containers of this agent, whichever life made them.
+    async fn remove_left(&self) -> Result<(), EngineError> {
         let left = self.own_containers().await?;
-        if !left.is_empty() {
-            tracing::info!(containers = left.len(), "removing containers that earlier lives of this agent left");
-        }
         remove_all(&self.api, left.into_iter().map(|(docker_id, _)| docker_id)).await?;
         Ok(())
     }
@@ -202,7 +231,14 @@ impl Shared {
 
     /// Takes a new container into the table.
     fn enlist(&self, spec: &ContainerSpec) -> Result<Arc<Container>, EngineError> {
-        let folder = Folder::new(&self.config.root, &spec.id).map_err(EngineError::Refused)?;
+        self.enlist_as(spec, Container::new(spec, self.folder(&spec.id)?))
+    }
+
+    pub(super) fn folder(&self, label: &str) -> Result<Folder, EngineError> {
+        Folder::new(&self.config.root, label).map_err(EngineError::Refused)
+    }
+
+    pub(super) fn enlist_as(&self, spec: &ContainerSpec, container: Container) -> Result<Arc<Container>, EngineError> {
         let mut table = self.write();
         if table.closed {
             return Err(EngineError::Refused("the engine is shutting down".into()));
@@ -210,7 +246,7 @@ impl Shared {
         if table.containers.contains_key(&spec.id) {
             return Err(EngineError::Refused(format!("container {} exists already", spec.id)));
         }
-        let container = Arc::new(Container::new(spec, folder));
+        let container = Arc::new(container);
         table.containers.insert(spec.id.clone(), container.clone());
         Ok(container)
     }
@@ -225,6 +261,26 @@ impl Shared {
 
     pub(super) fn find(&self, id: &str) -> Result<Arc<Container>, EngineError> {
         self.read().containers.get(id).cloned().ok_or_else(|| EngineError::Unknown(id.to_owned()))
+    }
+
+    /// By the id that it has in its labels.
+    pub(super) fn find_labelled(&self, label: &str) -> Option<Arc<Container>> {
+        self.read().containers.values().find(|container| *container.label == *label).cloned()
+    }
+
+    /// Whether that label's container is in the table, or waits to be adopted or discarded.
+    pub(super) fn knows(&self, label: &str) -> bool {
+        self.find_labelled(label).is_some() || self.read().left.iter().any(|left| left.label == label)
+    }
+
+    pub(super) fn left(&self) -> Vec<Left> {
+        self.read().left.clone()
+    }
+
+    pub(super) fn take_left(&self, label: &str) -> Option<Left> {
+        let left = &mut self.write().left;
+        let at = left.iter().position(|left| left.label == label)?;
+        Some(left.swap_remove(at))
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Container>> {
@@ -250,7 +306,7 @@ pub async fn remove_cluster(socket: &Path, cluster: &str, network: &str) -> Resu
     Ok(count)
 }
 
-async fn remove_all(api: &Api, ids: impl Iterator<Item = String>) -> Result<usize, Failure> {
+pub(super) async fn remove_all(api: &Api, ids: impl Iterator<Item = String>) -> Result<usize, Failure> {
     let removals = futures::stream::iter(ids.map(|id| async move { api.remove(&id).await }));
     let outcomes: Vec<_> = removals.buffer_unordered(PARALLEL_REMOVALS).collect().await;
     let count = outcomes.len();

@@ -87,6 +87,8 @@ impl ImageStore {
     pub(super) async fn obtain(&self, image: &Image) -> Result<(), EngineError> {
         match image {
             Image::Own(_) => self.import().await,
+            // What the engine missed may have been something else.
+            Image::Named(name) if self.config.pull == Pull::Never && self.has(name).await => Ok(()),
             Image::Named(name) if self.config.pull == Pull::Never => Err(EngineError::Refused(format!(
                 "image `{name}` is not on this engine, and docker.pull is `never`: bring it with `docker pull {name}` or \
                  `docker load`, or set docker.pull to `missing`"
@@ -113,7 +115,7 @@ impl ImageStore {
         // Other agents of this host are about to make the same.
         let _alone = lock_on_host(REPOSITORY).await;
         let name = own_image(bundle.digest());
-        if self.api.within(LOOK, self.api.docker.inspect_image(&name)).await.is_ok() {
+        if self.has(&name).await {
             return Ok(());
         }
         let began = Instant::now();
@@ -164,6 +166,10 @@ impl ImageStore {
         if let Err(error) = self.api.within(PRUNE, self.api.docker.prune_images(Some(options))).await {
             tracing::debug!(%error, "images of older versions stay");
         }
+    }
+
+    async fn has(&self, name: &str) -> bool {
+        self.api.within(LOOK, self.api.docker.inspect_image(name)).await.is_ok()
     }
 
     async fn pull(&self, name: &str) -> Result<(), EngineError> {

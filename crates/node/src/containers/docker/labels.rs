@@ -10,6 +10,8 @@ use crate::containers::ContainerSpec;
 const CLUSTER: &str = "embermesh.cluster";
 const NODE: &str = "embermesh.node";
 const INSTANCE: &str = "embermesh.instance";
+const ACTION: &str = "embermesh.action";
+const REVISION: &str = "embermesh.revision";
 pub(super) const CONTAINER: &str = "embermesh.container";
 /// On the image that is made of the running executable.
 pub(super) const RUNTIME: &str = "embermesh.runtime";
@@ -43,8 +45,8 @@ impl Owner {
             (NODE, &self.node_id),
             (INSTANCE, &self.instance),
             ("embermesh.epoch", epoch),
-            ("embermesh.action", &action),
-            ("embermesh.revision", &spec.revision),
+            (ACTION, &action),
+            (REVISION, &spec.revision),
             (CONTAINER, &spec.id),
         ];
         all.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
@@ -67,6 +69,12 @@ impl Owner {
             && label(NODE) == Some(&self.node_id)
             && listed.names.as_ref().is_some_and(|names| names.contains(&name));
         own.then(|| id.to_owned())
+    }
+
+    /// `namespace/name` and revision of the action that it serves.
+    pub(super) fn serves(&self, listed: &ContainerSummary) -> Option<(String, String)> {
+        let labels = listed.labels.as_ref()?;
+        Some((labels.get(ACTION)?.clone(), labels.get(REVISION)?.clone()))
     }
 }
 

@@ -9,6 +9,7 @@
 //! - `engine`: the [`Engine`](super::Engine); owns the table of containers.
 //! - `container`: one container: its start, its calls, pause and resume, its end.
 //! - `spec`: what the engine is asked for: limits, rights, mounts, command.
+//! - `adoption`: containers of earlier lives of the agent: found, taken over, discarded, left behind.
 //! - `labels`: which containers are this agent's. Nothing else is ever touched.
 //! - `images`, `bundle`: where images come from; the one made of the running executable.
 //! - `network`: the bridge.
@@ -18,6 +19,7 @@
 //!
 //! Runs never go through the engine: they go on while it hangs or is restarted.
 
+mod adoption;
 mod api;
 mod bundle;
 mod container;

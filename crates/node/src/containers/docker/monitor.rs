@@ -85,7 +85,7 @@ async fn follow(engine: &Arc<Shared>) -> Failure {
 fn on_event(engine: &Arc<Shared>, event: &EventMessage) {
     let Some(actor) = &event.actor else { return };
     let attribute = |key: &str| actor.attributes.as_ref().and_then(|all| all.get(key)).map(String::as_str);
-    let Some(container) = attribute(CONTAINER).and_then(|id| engine.find(id).ok()) else { return };
+    let Some(container) = attribute(CONTAINER).and_then(|label| engine.find_labelled(label)) else { return };
     // The labels may be somebody's copy.
     if container.docker_id().is_none() || container.docker_id() != actor.id.as_deref() {
         return;
@@ -128,7 +128,7 @@ async fn reconcile(engine: &Arc<Shared>) -> Result<(), Failure> {
     }
     for container in &listed {
         // An id is in the table from before its container is created until after it is removed.
-        let Some(id) = engine.owner.own_id(container).filter(|id| engine.find(id).is_err()) else { continue };
+        let Some(id) = engine.owner.own_id(container).filter(|id| !engine.knows(id)) else { continue };
         let Some(docker_id) = container.id.clone() else { continue };
         tracing::warn!(container = %id, "a container that a start left behind is removed");
         let engine = engine.clone();

@@ -53,7 +53,8 @@ impl ProcessEngine {
         };
         let binary =
             Binary::open(&config.binary).map_err(|error| refused("open the executable", &config.binary, &error))?;
-        config.root = folder::prepare_root(&config.root)
+        config.root = folder::make_root(&config.root)
+            .and_then(|root| folder::clear_root(&root, |_| false).map(|()| root))
             .map_err(|error| refused("prepare the folder for containers", &config.root, &error))?;
         if config.root.to_str().is_none() {
             return Err(refused("use the folder", &config.root, &"its path is not UTF-8; choose another data folder"));
