@@ -83,6 +83,13 @@ impl DerefMut for DockerMesh {
 impl Drop for DockerMesh {
     fn drop(&mut self) {
         let killed = self.agents.iter().any(Agent::was_killed);
+        if !std::thread::panicking() {
+            // A mere stop would leave containers for the next start.
+            let agents = &mut self.mesh.as_mut().unwrap().agents;
+            let running: Vec<&mut Agent> = agents.iter_mut().filter_map(|a| a.runs().then_some(a)).collect();
+            running.iter().for_each(|agent| _ = agent.post("/mesh/v1/leave", &serde_json::json!({})).expect(202));
+            running.into_iter().for_each(Agent::expect_clean_end);
+        }
         drop(self.mesh.take());
         let left = self.docker.sweep();
         // An agent that was killed has no say in what it leaves.

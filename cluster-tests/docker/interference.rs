@@ -58,7 +58,7 @@ fn a_container_that_somebody_resumes_is_paused_again_and_serves_when_it_is_wante
 }
 
 #[test]
-fn what_a_killed_agent_left_goes_with_its_next_start_and_nothing_else_does() {
+fn what_a_killed_agent_left_is_taken_over_by_its_next_start_and_nothing_else_is_touched() {
     if !is_here() {
         return;
     }
@@ -77,9 +77,12 @@ fn what_a_killed_agent_left_goes_with_its_next_start_and_nothing_else_does() {
     let seed = mesh[2].mesh_addr();
     mesh.agent(1).settings.join = vec![seed];
     mesh.agent(1).restart();
+    assert_eq!(mesh[1].containers().len(), 1, "it has its own, and nobody else's");
+    assert_eq!(mesh[1].run("left", &json!({})).annotation("served"), json!("local"));
+    mesh[1].post("/mesh/v1/leave", &json!({})).expect(202);
+    mesh.agent(1).expect_clean_end();
     assert_eq!(mesh.docker.state(&left), None);
     assert_eq!(mesh.docker.state(&peers).as_deref(), Some("running"));
-    mesh.agent(1).stop();
     let state = docker(&["inspect", "-f", "{{.State.Running}}", &bystander]);
     docker(&["rm", "-f", &bystander]);
     assert_eq!(state, "true", "somebody's container was touched");

@@ -3,6 +3,7 @@
 //! Without an engine each test says SKIPPED, unless EMBERMESH_REQUIRE_DOCKER is 1.
 #![allow(clippy::unwrap_used)]
 
+mod adoption;
 mod engine;
 mod failures;
 mod images;

@@ -8,8 +8,8 @@ use bollard::query_parameters::{
     CreateContainerOptionsBuilder, KillContainerOptions, RemoveContainerOptionsBuilder, StartContainerOptions,
 };
 use bytes::Bytes;
-use embermesh_node::containers::docker::Pull;
-use embermesh_node::containers::{ContainerSpec, Engine, EngineError, Runtime};
+use embermesh_node::containers::docker::{DockerEngine, Pull};
+use embermesh_node::containers::{ContainerSpec, Engine, EngineError, Found, Runtime};
 use serde_json::json;
 
 use crate::bench::{Bench, LONG, death, until};
@@ -48,7 +48,8 @@ cases![
     an_abandoned_start_leaves_nothing,
     removing_a_container_that_starts_ends_the_start,
     containers_of_others_are_left_alone_whatever_they_are_called,
-    what_an_earlier_life_left_is_removed_at_the_start,
+    what_an_earlier_life_left_is_found_and_goes_when_it_is_discarded,
+    what_an_earlier_life_left_serves_on_under_a_new_id_once_it_is_adopted,
     a_taken_name_fails_the_start_and_its_holder_stays,
     a_hanging_engine_is_told_and_what_runs_is_served_on,
     an_engine_that_was_gone_is_found_again_with_what_happened_meanwhile,
@@ -433,14 +434,39 @@ async fn containers_of_others_are_left_alone_whatever_they_are_called(bench: &Be
     }
 }
 
-async fn what_an_earlier_life_left_is_removed_at_the_start(bench: &Bench) {
+/// As after a crash: nothing was removed, and a new agent comes on the same data folder.
+async fn next_life(bench: &Bench) -> (DockerEngine, Found) {
+    let next = bench.other(|config| config.root.clone_from(&bench.config.root)).await.unwrap();
+    let found = next.found().await.unwrap();
+    assert_eq!(found.len(), 1);
+    (next, found[0].clone())
+}
+
+async fn what_an_earlier_life_left_is_found_and_goes_when_it_is_discarded(bench: &Bench) {
     bench.start().await;
     bench.engine.pause(&bench.id).await.unwrap();
-    assert_eq!(bench.listed().await.len(), 1);
-    // As after a crash: nothing was removed, and a new agent comes on the same data folder.
-    let next = bench.other(|config| config.root.clone_from(&bench.config.root)).await.unwrap();
-    assert!(bench.listed().await.is_empty());
-    assert!(!bench.container_folder().exists());
+    let spec = bench.spec();
+    let (next, found) = next_life(bench).await;
+    assert_eq!((found.id.as_str(), found.paused), (bench.id.as_str(), true));
+    assert_eq!((&found.namespace, &found.action, &found.revision), (&spec.namespace, &spec.action, &spec.revision));
+    next.discard(&found).await.unwrap();
+    assert!(bench.listed().await.is_empty() && !bench.container_folder().exists());
+    assert!(matches!(next.discard(&found).await, Err(EngineError::Unknown(_))));
+    next.shutdown().await;
+}
+
+async fn what_an_earlier_life_left_serves_on_under_a_new_id_once_it_is_adopted(bench: &Bench) {
+    bench.start().await;
+    let (next, found) = next_life(bench).await;
+    let spec = ContainerSpec { id: format!("{}0", bench.id).into(), ..bench.spec() };
+    assert_eq!(next.adopt(&found, spec.clone()).await.unwrap(), 0);
+    let ask = || next.run(&spec.id, Bytes::from_static(br#"{"do": "echo"}"#), LONG);
+    assert_eq!(ask().await.unwrap().status, 200);
+    next.pause(&spec.id).await.unwrap();
+    next.resume(&spec.id).await.unwrap();
+    assert_eq!(ask().await.unwrap().status, 200);
+    next.remove(&spec.id).await.unwrap();
+    assert!(bench.listed().await.is_empty() && !bench.container_folder().exists());
     next.shutdown().await;
 }
 
