@@ -1,12 +1,14 @@
 //! What can be watched: events as they happen, metrics, and the operator's tables.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::agent::BINARY;
-use crate::support::{Mesh, soon};
+use crate::support::{Mesh, Place, SOON, Settings, soon};
 
 #[test]
 fn events_tell_what_happens_as_it_happens() {
@@ -149,4 +151,33 @@ fn operators_see_the_whole_mesh_from_any_node() {
     assert_eq!((&status["node_id"], &status["ready"], &status["peers_live"]), (&json!("n2"), &json!(true), &json!(2)));
     let held = mesh[3].held_leases();
     assert_eq!((&held[0]["owner"], &held[0]["container_id"]), (&json!("n1"), &json!(ran.container())));
+}
+
+#[test]
+fn a_service_manager_is_told_when_the_agent_is_up_lives_and_goes_down() {
+    let place = Place::new();
+    let path = place.file("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let mut agent = Settings::new(&place, "n1")
+        .set("NOTIFY_SOCKET", path.to_str().unwrap())
+        .set("WATCHDOG_USEC", "200000")
+        .start();
+    let told = |what: &str| {
+        let mut buffer = [0; 1024];
+        loop {
+            let bytes = manager.recv(&mut buffer).unwrap_or_else(|error| panic!("{what} is not told: {error}"));
+            let said = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
+            if said.lines().any(|line| line == what) {
+                return said;
+            }
+        }
+    };
+    assert!(told("READY=1").contains("STATUS=node n1 serves"));
+    for _ in 0..3 {
+        told("WATCHDOG=1");
+    }
+    agent.signal(Signal::SIGTERM);
+    told("STOPPING=1");
+    agent.expect_clean_end();
 }

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{AgentArgs, LogFormat};
+use crate::service;
 
 /// Exit code for a command line or a configuration that can't be.
 const USAGE: u8 = 2;
@@ -65,13 +66,16 @@ async fn serve(config: NodeConfig, args: &AgentArgs) -> anyhow::Result<ExitCode>
         node = %node.id(), epoch = node.epoch().0, mesh = %node.mesh_addr(), api = %node.api_addr(),
         "the node is up"
     );
+    service::ready(&node);
     let why = tokio::select! {
+        () = service::watchdog(node.clone()) => None,
         why = node.left() => Some(why),
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         () = stdin_closes(args.until_stdin_closes) => None,
     };
     tracing::info!(?why, "the node goes down; a second signal ends it at once");
+    service::stopping();
     tokio::select! {
         () = node.shutdown() => {}
         _ = terminate.recv() => tracing::warn!("ended at once"),
