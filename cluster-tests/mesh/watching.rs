@@ -159,10 +159,8 @@ fn a_service_manager_is_told_when_the_agent_is_up_lives_and_goes_down() {
     let path = place.file("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(SOON)).unwrap();
-    let mut agent = Settings::new(&place, "n1")
-        .set("NOTIFY_SOCKET", path.to_str().unwrap())
-        .set("WATCHDOG_USEC", "200000")
-        .start();
+    let mut agent =
+        Settings::new(&place, "n1").set("NOTIFY_SOCKET", path.to_str().unwrap()).set("WATCHDOG_USEC", "200000").start();
     let told = |what: &str| {
         let mut buffer = [0; 1024];
         loop {
