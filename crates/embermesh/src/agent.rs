@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use embermesh_node::clock::{Clock, wall_us};
-use embermesh_node::config::{ByteSize, NodeConfig};
+use embermesh_node::config::{ByteSize, DockerSection, EngineKind, NodeConfig, PullPolicy};
+use embermesh_node::containers::Engine;
+use embermesh_node::containers::docker::{DockerEngine, DockerEngineConfig, Images, Pull};
 use embermesh_node::containers::process::{ProcessEngine, ProcessEngineConfig};
 use embermesh_node::data_dir::DataDir;
 use embermesh_node::faults::Faults;
@@ -17,11 +19,12 @@ use embermesh_node::{Leaving, Node, Parts, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{AgentArgs, LogFormat};
+use crate::cli::{self, AgentArgs, LogFormat};
 use crate::service;
 
 /// Exit code for a command line or a configuration that can't be.
 const USAGE: u8 = 2;
+const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Exit code of an agent whose id is another's: one that answers for it already, or a newer one.
 const REPLACED: u8 = 4;
 
@@ -110,17 +113,13 @@ async fn stdin_closes(watched: bool) {
 async fn start(config: NodeConfig, fault_injection: bool) -> anyhow::Result<Node> {
     let data_dir = DataDir::open(&config.node.data_dir, &config.node.id, &config.node.cluster)?;
     let store = RedbStore::open(data_dir.store_file())?;
-    let engine = ProcessEngine::new(ProcessEngineConfig::new(
-        "/proc/self/exe",
-        data_dir.containers_dir(),
-        config.node.id.clone(),
-        format!("http://{}", config.listen.api),
-    ))
-    .context("the process engine can't run here")?;
-    tracing::info!(isolation = %engine.isolation(), "containers are processes of this host");
+    let engine: Arc<dyn Engine> = match config.engine.kind {
+        EngineKind::Process => Arc::new(process_engine(&config, &data_dir)?),
+        EngineKind::Docker => Arc::new(docker_engine(&config, &data_dir).await?),
+    };
     let (clock, faults) = clock_and_faults(fault_injection);
     let parts = Parts {
-        engine: Arc::new(engine),
+        engine,
         store: Arc::new(store),
         net: Arc::new(HostNet),
         datagrams: Arc::new(UdpDatagrams),
@@ -140,6 +139,42 @@ fn clock_and_faults(fault_injection: bool) -> (Clock, Option<Arc<Faults>>) {
     );
     let clock = Clock::adjustable();
     (clock.clone(), Some(Faults::new(clock, wall_us())))
+}
+
+fn process_engine(config: &NodeConfig, data_dir: &DataDir) -> anyhow::Result<ProcessEngine> {
+    let engine = ProcessEngine::new(ProcessEngineConfig::new(
+        OWN_PROGRAM,
+        data_dir.containers_dir(),
+        config.node.id.clone(),
+        format!("http://{}", config.listen.api),
+    ))
+    .context("the process engine can't run here")?;
+    tracing::info!(isolation = %engine.isolation(), "containers are processes of this host");
+    Ok(engine)
+}
+
+async fn docker_engine(config: &NodeConfig, data_dir: &DataDir) -> anyhow::Result<DockerEngine> {
+    let DockerSection { socket, pull, pull_timeout, start_timeout, network, pids, images } = config.docker.clone();
+    let mut docker = DockerEngineConfig::new(
+        OWN_PROGRAM,
+        data_dir.containers_dir(),
+        data_dir.instance().to_string(),
+        config.node.cluster.clone(),
+        config.node.id.clone(),
+        format!("http://{}", config.listen.api),
+    );
+    docker.socket = socket;
+    docker.images = Images { native: images.native, python: images.python, nodejs: images.nodejs };
+    docker.pull = match pull {
+        PullPolicy::Missing => Pull::Missing,
+        PullPolicy::Never => Pull::Never,
+        PullPolicy::Always => Pull::Always,
+    };
+    (docker.pull_timeout, docker.start_timeout) = (pull_timeout, start_timeout);
+    (docker.network, docker.max_processes) = (network, pids.into());
+    let engine = DockerEngine::connect(docker).await.context("the Docker engine can't be used")?;
+    tracing::info!(socket = %config.docker.socket.display(), "containers are the Docker engine's");
+    Ok(engine)
 }
 
 /// Flag over environment over file over default.
@@ -165,6 +200,12 @@ fn configuration(args: &AgentArgs) -> anyhow::Result<NodeConfig> {
     }
     if let Some(memory_mb) = args.memory_mb {
         config.engine.memory = Some(ByteSize(memory_mb << 20));
+    }
+    if let Some(engine) = args.engine {
+        config.engine.kind = match engine {
+            cli::Engine::Process => EngineKind::Process,
+            cli::Engine::Docker => EngineKind::Docker,
+        };
     }
     config.join.extend(args.join.iter().cloned());
     config.listen.insecure |= args.insecure;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use action::{ActionCommand, ActivationCommand, InvokeArgs};
-pub(crate) use agent::{AgentArgs, DemoArgs, LogFormat};
+pub(crate) use agent::{AgentArgs, DemoArgs, Engine, LogFormat};
 pub(crate) use chaos::{ChaosCommand, Fault, InjectArgs, Way};
 
 const EXAMPLES: &str = "\

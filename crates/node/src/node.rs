@@ -534,7 +534,7 @@ impl Specs {
                 memory_mb: entry.limits.memory,
                 timeout_us: entry.limits.timeout.saturating_mul(1000),
                 idempotent: entry.idempotent(),
-                image: entry.kind.as_str().into(),
+                image: entry.image.as_deref().unwrap_or(entry.kind.as_str()).into(),
             });
             let mut specs = self.0.write().unwrap_or_else(PoisonError::into_inner);
             if specs.len() >= MOST_SPECS {

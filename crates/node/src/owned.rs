@@ -135,6 +135,7 @@ impl Node {
             action: entry.name.clone(),
             revision: entry.revision.to_string(),
             runtime: runtime_for(entry.kind),
+            image: entry.image.clone(),
             memory_mb: entry.limits.memory,
             concurrency: entry.limits.concurrency,
             logs: log,
@@ -260,6 +261,7 @@ pub(crate) fn runtime_for(kind: Kind) -> Runtime {
         Kind::ActionLoop => Runtime::ActionLoop,
         Kind::Python => Runtime::Python,
         Kind::NodeJs => Runtime::NodeJs,
+        Kind::Blackbox => Runtime::Image,
     }
 }
 
@@ -268,7 +270,7 @@ fn init_body(entry: &ActionEntry, code: Option<Bytes>) -> Bytes {
     let (code, binary) = match code {
         None => (String::new(), false),
         Some(code) => match entry.kind {
-            Kind::Python | Kind::NodeJs if std::str::from_utf8(&code).is_ok() => {
+            Kind::Python | Kind::NodeJs | Kind::Blackbox if std::str::from_utf8(&code).is_ok() => {
                 (String::from_utf8_lossy(&code).into_owned(), false)
             }
             _ => {

@@ -180,6 +180,7 @@ impl Node {
         if !self.gossip_handle().is_some_and(|g| g.healthy()) {
             reasons.push("gossip is not running".to_owned());
         }
+        reasons.extend(self.engine().trouble());
         reasons
     }
 

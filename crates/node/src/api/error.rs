@@ -183,6 +183,8 @@ fn registry_status(error: &RegistryError) -> StatusCode {
         | RegistryError::NotConcurrent { .. }
         | RegistryError::KindMissing
         | RegistryError::CodeMissing { .. }
+        | RegistryError::ImageAndKind { .. }
+        | RegistryError::BadImage { .. }
         | RegistryError::BadCodeHash { .. }
         | RegistryError::UnknownBuiltin { .. }
         | RegistryError::MainTooLong { .. }

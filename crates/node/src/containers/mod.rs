@@ -2,7 +2,11 @@
 //!
 //! The driver owns every decision; an engine only does what it is told and reports what it saw.
 
+mod call;
+pub mod docker;
+mod folder;
 pub mod http;
+mod last_lines;
 pub mod logs;
 pub mod process;
 
@@ -24,6 +28,8 @@ pub struct ContainerSpec {
     /// `counter@node`.
     pub revision: String,
     pub runtime: Runtime,
+    /// The image that the action names, of `Runtime::Image`.
+    pub image: Option<String>,
     pub memory_mb: u64,
     /// Most activations that run in it at once.
     pub concurrency: u32,
@@ -44,6 +50,22 @@ pub enum Runtime {
     Python,
     /// Node.js source.
     NodeJs,
+    /// Whatever the image that the action names serves on port 8080.
+    Image,
+}
+
+impl Runtime {
+    /// As the proxy's command line has it.
+    fn argument(self) -> &'static str {
+        match self {
+            Runtime::Builtin => "builtin",
+            Runtime::Native => "native",
+            Runtime::ActionLoop => "actionloop",
+            Runtime::Python => "python",
+            Runtime::NodeJs => "nodejs",
+            Runtime::Image => "image",
+        }
+    }
 }
 
 /// The container's answer to `/init` or `/run`.
@@ -80,6 +102,11 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Ends the container with everything in it. Removing one that is gone is a success.
     async fn remove(&self, id: &str) -> Result<(), EngineError>;
+
+    /// Why the engine can't be asked for anything at the moment; what runs may well run on.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// Takes the stream of what happened by itself; at most once, later calls get `None`.
     fn events(&self) -> Option<tokio::sync::mpsc::Receiver<EngineEvent>>;

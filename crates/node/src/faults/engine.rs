@@ -65,6 +65,10 @@ impl Engine for FaultyEngine {
         self.inner.remove(id).await
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.inner.trouble()
+    }
+
     fn events(&self) -> Option<tokio::sync::mpsc::Receiver<EngineEvent>> {
         self.inner.events()
     }

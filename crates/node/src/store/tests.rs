@@ -21,6 +21,7 @@ fn action(name: &str, counter: u64) -> Arc<ActionEntry> {
         kind: Kind::Builtin,
         main: "echo".to_owned(),
         code_hash: None,
+        image: None,
         code_bytes: 0,
         limits: Limits::default(),
         parameters: vec![KeyValue { key: "p".to_owned(), value: serde_json::json!({"deep": [1, null]}) }],

@@ -59,6 +59,23 @@ async fn create_sends_code_limits_and_pairs_and_no_more() {
 }
 
 #[tokio::test]
+async fn an_image_makes_the_action_a_blackbox_with_or_without_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.js");
+    std::fs::write(&file, "the code").unwrap();
+    let server = TestServer::start(|_, _| Reply::Json(200, action())).await;
+    run_line(&server.url, "action create report --image host:5000/own:1").await;
+    run_line(&server.url, &format!("action create report {} --image own --main go", file.display())).await;
+    run_line(&server.url, "action update report --image own:2").await;
+    let asked = server.asked();
+    assert_eq!(asked[0].body, json!({"exec": {"kind": "blackbox", "image": "host:5000/own:1"}}));
+    let exec = json!({"kind": "blackbox", "image": "own", "code": "the code", "binary": false, "main": "go"});
+    assert_eq!(asked[1].body, json!({ "exec": exec }));
+    let exec = json!({"kind": "blackbox", "image": "own:2", "binary": false});
+    assert_eq!(asked[3].body, json!({ "exec": exec }));
+}
+
+#[tokio::test]
 async fn create_of_what_exists_points_to_update() {
     let server = TestServer::saying(409, r#"{"error":"action `hello` exists","code":"t"}"#).await;
     let ran = run_line(&server.url, "action create hello builtin:echo").await;
