@@ -94,6 +94,25 @@ fn a_run_at_a_peer_is_joined_by_its_origin_after_a_sigkill() {
 }
 
 #[test]
+fn a_run_on_a_lease_that_was_held_is_joined_as_well() {
+    let mut mesh = Plan::nodes(2).memory_of(2, "128MiB").set("EMBERMESH_PROTOCOL_TTL", "4s").start();
+    let ran = mesh.place.file("ran");
+    create_noting(&mesh[1], &ran, 3.0, false);
+    mesh[1].create_builtin("fill", "echo", 1);
+    mesh[2].run("fill", &json!({}));
+    mesh[2].run("note", &json!({}));
+    assert_eq!(mesh[2].held_leases().len(), 1);
+    let id = accept(&mesh[2], "note", &json!({}));
+    until("it runs", || lines(&ran).len() == 2);
+    assert_eq!(mesh[1].granted_leases().len(), 1, "no new one was made for it");
+    mesh.agent(2).kill();
+    mesh.agent(2).restart();
+    let record = mesh[2].record(&id);
+    assert_eq!(record["response"]["status"], json!("success"), "{record}");
+    assert_eq!((annotation(&record, "node"), &lines(&ran)[1..]), (json!("n1"), &[id][..]));
+}
+
+#[test]
 fn one_whose_peer_is_gone_after_the_restart_is_indeterminate() {
     let mut mesh = Plan::nodes(2).memory_of(2, "128MiB").start();
     let ran = mesh.place.file("ran");

@@ -191,6 +191,9 @@ impl Node {
         gauges.queued.set(status.queued as f64);
         gauges.running.set(status.running as f64);
         gauges.owed.set(status.owed as f64);
+        let (commits, steps) = self.journal().written();
+        gauges.journal_commits.absolute(commits);
+        gauges.journal_steps.absolute(steps);
         gauges.containers.set(f64::from(status.containers));
         gauges.memory_bytes.set((status.memory_used_mb << 20) as f64);
         gauges.peers.set(f64::from(status.peers_live));

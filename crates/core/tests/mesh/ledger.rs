@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use embermesh_core::output::{Attempt, Event, IntentEnd, Output, ReserveAnswer, RunAnswer};
-use embermesh_core::{ActionSpec, ActivationId, ContainerId, Epoch, Fence, Input, NodeId, RequestId, RunId, Time};
+use embermesh_core::{
+    ActionId, ActionSpec, ActivationId, ContainerId, Epoch, Fence, Input, NodeId, RequestId, RunId, Time,
+};
 
 use crate::world::{Step, World};
 
@@ -50,6 +52,7 @@ pub(crate) struct Rounds {
 
 struct Life {
     host: usize,
+    action: ActionId,
     idempotent: bool,
     begun: u32,
     begun_by_attempt: BTreeMap<u32, u32>,
@@ -77,6 +80,7 @@ impl Ledger {
     pub(crate) fn invoked(&mut self, id: ActivationId, host: usize, spec: &ActionSpec) {
         let life = Life {
             host,
+            action: spec.action.clone(),
             idempotent: spec.idempotent,
             begun: 0,
             begun_by_attempt: BTreeMap::new(),
@@ -90,6 +94,11 @@ impl Ledger {
     /// Activations without an end, with their origin.
     pub(crate) fn open_activations(&self) -> impl Iterator<Item = (ActivationId, usize)> {
         self.activations.iter().filter(|(_, l)| l.end.is_none() && !l.cancelled).map(|(id, l)| (*id, l.host))
+    }
+
+    /// The action of one whose caller is still there.
+    pub(crate) fn wanted(&self, id: ActivationId) -> Option<&ActionId> {
+        self.activations.get(&id).filter(|life| !life.cancelled).map(|life| &life.action)
     }
 
     pub(crate) fn cancelled(&mut self, id: ActivationId) {

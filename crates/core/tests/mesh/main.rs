@@ -74,6 +74,7 @@ fn the_cases_reach_every_part_of_the_protocol() {
     let expected = [
         "answered here",
         "answered by a peer",
+        "withdrawn",
         "refused",
         "indeterminate",
         "grant",

@@ -9,7 +9,7 @@ use embermesh_core::output::{
     Attempt, Denial, Event as Noted, Output, ReserveAnswer, RunAnswer, RunRefusal, SendReserve, SendRun,
 };
 use embermesh_core::time::MS;
-use embermesh_core::{ContainerId, Epoch, Fence, Input, NodeId, RequestId, RunId};
+use embermesh_core::{ActivationId, ContainerId, Epoch, Fence, Input, NodeId, RequestId, RunId};
 
 use crate::ledger::End;
 use crate::world::{Event, World};
@@ -83,11 +83,32 @@ impl World {
         }
     }
 
+    /// Now and then a driver can't note where a body goes, and takes the activation back.
+    fn withdraws(&mut self, id: ActivationId) -> bool {
+        let may = self.ledger.wanted(id).is_some() && !self.ledger.left(id);
+        may && self.chance(20)
+    }
+
+    fn ask_again(&mut self, host: usize, activation: ActivationId, attempt: u32) {
+        self.ledger.note("withdrawn");
+        let Some(action) = self.ledger.wanted(activation).cloned() else { return };
+        let Some(spec) = self.hosts[host].registry.iter().find(|spec| spec.action == action).cloned() else { return };
+        self.deliver(host, Input::InvokeRequested { activation, spec, body_bytes: 100, attempt, journaled: false });
+    }
+
     fn carry_out_one(&mut self, host: usize, output: Output) {
         let (me, epoch) = (self.hosts[host].id.clone(), self.hosts[host].epoch);
         match output {
+            Output::RunLocal { activation, run, container, attempt, .. } if self.withdraws(activation) => {
+                self.deliver(host, Input::RunFinished { container, run, end: RunEnd::Withdrawn });
+                self.ask_again(host, activation, attempt);
+            }
             Output::RunLocal { activation, run, container, .. } => {
                 self.start_run(host, container, run, Attempt { activation, attempt: u32::MAX }, true);
+            }
+            Output::SendRun(send) if self.withdraws(send.activation) => {
+                self.deliver(host, Input::RunAnswered { request: send.request, end: RemoteEnd::Withdrawn });
+                self.ask_again(host, send.activation, send.attempt);
             }
             Output::SendRun(send) => self.call(host, Message::Run(send)),
             Output::SendReserve(send) => self.call(host, Message::Reserve(send)),

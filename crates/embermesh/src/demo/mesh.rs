@@ -233,7 +233,8 @@ impl DemoNode {
     /// Gives back what this node holds of an action.
     pub(super) async fn release(&self, action: &str) -> anyhow::Result<()> {
         for lease in self.leases().await?.held.iter().filter(|l| l.action == action) {
-            self.client.post(&format!("/mesh/v1/leases/{}/release", lease.lease_id), &()).await?;
+            let path = format!("/mesh/v1/leases/{}/release", lease.lease_id);
+            self.client.send(Method::POST, &path, None::<&()>, DEADLINE).await?.ok()?;
         }
         Ok(())
     }
