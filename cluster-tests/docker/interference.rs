@@ -1,5 +1,7 @@
 //! People who use `docker` on an agent's containers, and agents that must not touch people's.
 
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -96,14 +98,10 @@ fn an_agent_without_the_right_to_use_the_engine_says_what_to_do() {
     std::os::unix::fs::chown(place.path(), Some(nobody), Some(nobody)).unwrap();
     let binary = place.file("embermesh");
     std::fs::copy(env!("CARGO_BIN_EXE_embermesh"), &binary).unwrap();
-    let agent = settings(Settings::new(&place, "n1"));
-    let mut command = agent.command();
-    let mut unprivileged = std::process::Command::new(&binary);
-    unprivileged.args(command.get_args()).env("EMBERMESH_DOCKER_PULL", "never");
-    std::os::unix::process::CommandExt::uid(&mut unprivileged, nobody);
-    std::os::unix::process::CommandExt::gid(&mut unprivileged, nobody);
-    let output = unprivileged.stdin(std::process::Stdio::null()).output().unwrap();
-    command.env_clear();
+    let command = settings(Settings::new(&place, "n1")).command();
+    let mut unprivileged = Command::new(&binary);
+    unprivileged.args(command.get_args()).env_clear().uid(nobody).gid(nobody).stdin(Stdio::null());
+    let output = unprivileged.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
     for words in ["/var/run/docker.sock", "ermission denied", "group `docker`"] {
