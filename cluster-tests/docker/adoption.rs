@@ -18,7 +18,7 @@ fn a_clean_stop_leaves_idle_containers_and_the_next_start_serves_with_them() {
     let mut mesh = DockerMesh::of(2);
     mesh[1].create_builtin("kept", "echo", 4);
     let first = mesh[1].run("kept", &json!({}));
-    mesh.agent(1).stop();
+    mesh.agent(1).halt();
     assert_eq!(mesh.docker.state(first.container()).as_deref(), Some("running"));
     back(&mut mesh);
     let again = mesh[1].run("kept", &json!({"n": 2}));
@@ -38,7 +38,7 @@ fn a_run_that_outlives_its_agent_ends_before_its_container_serves_again() {
     let mut mesh = DockerMesh::with(1, |node| node.set("EMBERMESH_PROTOCOL_MAX_MEMORY_WAIT", "30s"));
     let limits = json!({"memory": 512, "concurrency": 1});
     mesh.agent(1).settings.memory = "512MiB".to_owned();
-    mesh.agent(1).stop();
+    mesh.agent(1).halt();
     mesh.agent(1).restart();
     mesh[1].create("long", &json!({"exec": {"kind": "builtin:1", "main": "sleep"}, "limits": limits}));
     let first = mesh[1].run("long", &json!({"ms": 0}));
@@ -77,7 +77,7 @@ fn a_container_of_an_action_that_changed_meanwhile_is_not_kept() {
     let mut mesh = DockerMesh::of(2);
     mesh[1].create_builtin("changes", "echo", 1);
     let first = mesh[1].run("changes", &json!({}));
-    mesh.agent(1).stop();
+    mesh.agent(1).halt();
     let newer = json!({"exec": {"kind": "builtin:1", "main": "sleep"}, "limits": {"memory": 128}});
     mesh[2].put(&format!("{}?overwrite=true", action_path("changes")), &newer).expect(200);
     back(&mut mesh);
@@ -95,7 +95,7 @@ fn what_an_image_runs_can_not_be_told_so_it_is_kept_only_if_it_was_idle_at_a_cle
     mesh[1].create("stock", &json!({"exec": {"kind": "blackbox", "image": image.name(), "code": "x"}}));
     mesh[1].run("stock", &json!({"n": 1}));
     let before = mesh.docker.containers();
-    mesh.agent(1).stop();
+    mesh.agent(1).halt();
     mesh.agent(1).restart();
     let ran = mesh[1].run("stock", &json!({"n": 2}));
     assert_eq!((ran.annotation("served"), mesh.docker.containers()), (json!("local"), before.clone()));
@@ -133,7 +133,7 @@ fn calls_go_on_through_a_rolling_restart_of_all_nodes() {
             answered
         });
         for number in 1..=3 {
-            mesh.agent(number).stop();
+            mesh.agent(number).halt();
             let seed = mesh[number % 3 + 1].mesh_addr();
             mesh.agent(number).settings.join = vec![seed];
             mesh.agent(number).restart();

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::engine::{Docker, DockerMesh, docker, is_here, settings};
+use crate::engine::{DockerMesh, docker, is_here};
 use crate::stock::StockImage;
-use crate::support::{Place, Settings, container_path, until, within};
+use crate::support::{container_path, until, within};
 
 #[test]
 fn a_killed_container_is_noticed_within_a_second_and_replaced() {
@@ -86,31 +86,4 @@ fn what_a_killed_agent_left_is_taken_over_by_its_next_start_and_nothing_else_is_
     let state = docker(&["inspect", "-f", "{{.State.Running}}", &bystander]);
     docker(&["rm", "-f", &bystander]);
     assert_eq!(state, "true", "somebody's container was touched");
-}
-
-#[test]
-fn an_agent_without_the_right_to_use_the_engine_says_what_to_do() {
-    if !is_here() || !nix::unistd::geteuid().is_root() {
-        return;
-    }
-    let place = Place::new();
-    // As nobody: the socket is root's and the group's.
-    let nobody = 65534;
-    std::os::unix::fs::chown(place.path(), Some(nobody), Some(nobody)).unwrap();
-    let binary = place.file("embermesh");
-    std::fs::copy(env!("CARGO_BIN_EXE_embermesh"), &binary).unwrap();
-    let agent = settings(Settings::new(&place, "n1"));
-    let mut command = agent.command();
-    let mut unprivileged = std::process::Command::new(&binary);
-    unprivileged.args(command.get_args()).env("EMBERMESH_DOCKER_PULL", "never");
-    std::os::unix::process::CommandExt::uid(&mut unprivileged, nobody);
-    std::os::unix::process::CommandExt::gid(&mut unprivileged, nobody);
-    let output = unprivileged.stdin(std::process::Stdio::null()).output().unwrap();
-    command.env_clear();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    for words in ["/var/run/docker.sock", "ermission denied", "group `docker`"] {
-        assert!(said.contains(words), "no `{words}` in: {said}");
-    }
-    assert!(Docker::of(&place).containers().is_empty());
 }

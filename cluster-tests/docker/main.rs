@@ -14,3 +14,4 @@ mod stock;
 #[allow(dead_code, unused_imports, reason = "each target uses its own part of it")]
 #[path = "../support/mod.rs"]
 mod support;
+mod unprivileged;

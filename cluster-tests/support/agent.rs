@@ -178,10 +178,22 @@ impl Agent {
         self.expect_clean_end();
     }
 
+    /// SIGTERM, and expects a clean end that leaves containers for the next start.
     #[track_caller]
-    pub(crate) fn expect_clean_end(&mut self) {
+    pub(crate) fn halt(&mut self) {
+        self.signal(Signal::SIGTERM);
+        self.expect_end();
+    }
+
+    #[track_caller]
+    fn expect_end(&mut self) {
         let status = self.wait(SOON);
         assert_eq!(status.code(), Some(0), "{} ended with {status}:\n{}", self.id(), self.log());
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_clean_end(&mut self) {
+        self.expect_end();
         assert_eq!(self.container_folders(), Vec::<String>::new(), "{} left containers behind", self.id());
     }
 

@@ -9,41 +9,33 @@
 //! the monitor tells: [`Container::died`], [`align`]. `pausing` is held while the engine changes it,
 //! so that nobody takes a change that is under way for somebody else's.
 
+mod adopted;
+mod lines;
+mod start;
+
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use bollard::container::LogOutput;
 use bytes::Bytes;
-use embermesh_core::ContainerId;
-use futures::StreamExt;
-use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::adoption::Left;
 use super::api::{Api, Failure};
 use super::engine::Shared;
-use super::images::Image;
-use super::{network, spec};
-use crate::containers::call::{self, MAX_ANSWER_BYTES};
+use super::spec;
+use crate::containers::call;
 use crate::containers::folder::Folder;
 use crate::containers::http::{Address, Answer, Client, Connecting};
 use crate::containers::last_lines::LastLines;
-use crate::containers::logs::{LineParser, Stream};
 use crate::containers::{ContainerSpec, EngineError, EngineEvent, Reply, Runtime};
 
-/// Where images that actions name serve.
-const PORT: u16 = 8080;
-const READY_POLL: Duration = Duration::from_millis(2);
+pub(super) use start::begin;
+
 /// A start that is being given up ends within this: its longest call of the engine, and more.
 const GIVE_UP: Duration = Duration::from_secs(70);
-/// For a runtime to say what is in it.
-const ADOPT: Duration = Duration::from_secs(2);
-/// Between two attempts to read on after the connection for a container's lines broke.
-const ATTACH_AGAIN: Duration = Duration::from_secs(1);
 /// Somebody who pauses or resumes our container more often than this within a minute is not argued with.
 const MOST_CORRECTIONS: usize = 5;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -102,18 +94,6 @@ impl Container {
             removal: CancellationToken::new(),
             ended: watch::Sender::new(None),
             last_lines: LastLines::new(spec.logs.clone()),
-        }
-    }
-
-    /// One of an earlier life, which the engine has as `docker_id`.
-    pub(super) fn left(spec: &ContainerSpec, left: &Left, folder: Folder) -> Self {
-        let pausing = Pausing { wanted: left.paused, known: Some(left.paused) };
-        Self {
-            label: left.label.as_str().into(),
-            docker_id: OnceLock::from(left.docker_id.clone()),
-            pausing: AsyncMutex::new(pausing),
-            unasked: AtomicBool::new(left.paused),
-            ..Self::new(spec, folder)
         }
     }
 
@@ -182,71 +162,7 @@ impl Container {
         pausing.known = None;
         self.change(&engine.api, id, false).await.map_err(failed)?;
         pausing.known = Some(false);
-        if self.unasked.swap(false, Ordering::AcqRel) && self.ask_runs().await? > 0 {
-            return Err(EngineError::Refused("runs of an earlier life of this agent are in it".into()));
-        }
         Ok(())
-    }
-
-    /// Takes a container of an earlier life into service: from here on it is called, and its lines are read. Returns
-    /// how many runs are still in it.
-    pub(super) async fn adopt(self: &Arc<Self>, engine: &Arc<Shared>, was_idle: bool) -> Result<u32, EngineError> {
-        let id = self.docker_id().ok_or_else(|| EngineError::Unknown(self.id.to_string()))?;
-        self.connect(engine, id).await?;
-        let output = engine.api.attach(id).await?.output;
-        tokio::spawn(read_lines(engine.api.clone(), self.clone(), output));
-        let paused = self.unasked.load(Ordering::Acquire);
-        let runs = match (paused, self.stock) {
-            (true, _) => 0,
-            (false, true) if was_idle => 0,
-            (false, true) => {
-                return Err(EngineError::Refused("what runs in an image like this one can't be told".into()));
-            }
-            (false, false) => self.ask_runs().await?,
-        };
-        self.serving.store(true, Ordering::Release);
-        Ok(runs)
-    }
-
-    /// Has it take orders of this epoch only; how many runs of earlier ones are in it.
-    pub(super) async fn ask_runs(&self) -> Result<u32, EngineError> {
-        #[derive(serde::Deserialize)]
-        struct Adopted {
-            running: u32,
-        }
-        if self.stock {
-            return Ok(0);
-        }
-        let reply = self.post("/adopt", Bytes::new(), ADOPT, Connecting::Once).await?;
-        let adopted = serde_json::from_slice::<Adopted>(&reply.body).ok().filter(|_| reply.status == 200);
-        adopted.map(|adopted| adopted.running).ok_or_else(|| {
-            let said = String::from_utf8_lossy(&reply.body).into_owned();
-            EngineError::Refused(format!("it can't be adopted: it answers {} {said}", reply.status))
-        })
-    }
-
-    /// Finds out where it serves.
-    async fn connect(&self, engine: &Shared, id: &str) -> Result<(), EngineError> {
-        let address = match self.stock {
-            false => Address::Unix(self.folder.socket()),
-            true => Address::Tcp(SocketAddr::new(own_address(engine, self, id).await?, PORT)),
-        };
-        // A foreign server may close an idle connection at any moment, and so break a run: each gets a fresh one.
-        let idle = if self.stock { 0 } else { self.concurrency + 1 };
-        let client = Client::new(address, idle, MAX_ANSWER_BYTES);
-        let epoch = self.id.parse::<ContainerId>().ok().filter(|_| !self.stock).map(|id| id.epoch.0);
-        self.client.get_or_init(|| match epoch {
-            Some(epoch) => client.of_epoch(epoch),
-            None => client,
-        });
-        Ok(())
-    }
-
-    /// Closes its connections and leaves it alone.
-    pub(super) fn let_go(&self) {
-        if let Some(client) = self.client.get() {
-            client.close();
-        }
     }
 
     fn ready_id(&self) -> Result<&str, EngineError> {
@@ -414,200 +330,4 @@ pub(super) fn ended_with(code: Option<i64>) -> String {
         Some(code) => format!("exit status {code}"),
         None => "unknown status".to_owned(),
     }
-}
-
-/// A container's start, to its end: `caller` learns whether it serves. Without a caller it is removed.
-pub(super) async fn begin(
-    engine: Arc<Shared>,
-    container: Arc<Container>,
-    spec: ContainerSpec,
-    mut caller: oneshot::Sender<Result<(), EngineError>>,
-) {
-    let starting = container.starting.lock().await;
-    let outcome = match make(&engine, &container, &spec).await {
-        Ok(()) => tokio::select! {
-            biased;
-            outcome = ready(&engine, &container) => outcome,
-            () = container.removal.cancelled() => Err(EngineError::Refused("it was removed while it started".into())),
-            () = caller.closed() => Err(EngineError::Refused("nobody waits for it any more".into())),
-        },
-        Err(error) => Err(error),
-    };
-    let outcome = match outcome {
-        Ok(()) => {
-            container.serving.store(true, Ordering::Release);
-            match caller.send(Ok(())) {
-                Ok(()) => return,
-                Err(_) => None,
-            }
-        }
-        Err(error) => Some((caller, error)),
-    };
-    container.removal.cancel();
-    if let Err(error) = container.clear(&engine).await {
-        // It stays in the table: the core asks for its removal until that succeeds.
-        tracing::warn!(container = %container.id, %error, "what was left of a start could not be removed yet");
-    }
-    drop(starting);
-    if let Some((caller, error)) = outcome {
-        caller.send(Err(error)).ok();
-    }
-}
-
-async fn unless_removed<T>(
-    container: &Container,
-    step: impl Future<Output = Result<T, EngineError>>,
-) -> Result<T, EngineError> {
-    tokio::select! {
-        biased;
-        () = container.removal.cancelled() => Err(EngineError::Refused("it was removed while it started".into())),
-        outcome = step => outcome,
-    }
-}
-
-/// Creates and starts it. Each call has its own deadline and is not cut short: what was made is known.
-async fn make(engine: &Arc<Shared>, container: &Arc<Container>, spec: &ContainerSpec) -> Result<(), EngineError> {
-    // An image may take minutes to come: that step alone is cut short.
-    let image = unless_removed(container, engine.images.choose(spec)).await?;
-    if !container.stock {
-        let folder = container.folder.clone();
-        let made = tokio::task::spawn_blocking(move || folder.create_for_socket(spec::user())).await;
-        let failed = |why: String| {
-            let path = container.folder.path().display();
-            EngineError::Refused(format!("cannot make the folder {path}: {why}"))
-        };
-        made.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
-    }
-    let id = match create(engine, container, spec, &image).await {
-        Err(Failure::Missing(_)) => {
-            unless_removed(container, engine.images.obtain(&image)).await?;
-            create(engine, container, spec, &image).await
-        }
-        outcome => outcome,
-    };
-    let id = id.map_err(|failure| explained(failure, container, &image))?;
-    let id = container.docker_id.get_or_init(|| id).clone();
-    let output = engine.api.attach(&id).await?.output;
-    tokio::spawn(read_lines(engine.api.clone(), container.clone(), output));
-    unless_removed(container, async { Ok(()) }).await?;
-    engine.api.start(&id).await.map_err(|failure| explained(failure, container, &image))?;
-    container.connect(engine, &id).await
-}
-
-async fn create(
-    engine: &Shared,
-    container: &Container,
-    spec: &ContainerSpec,
-    image: &Image,
-) -> Result<String, Failure> {
-    let network = match container.stock {
-        true => Some(network::ensure(&engine.api, &engine.config.network).await.map_err(|error| match error {
-            EngineError::Indeterminate(text) => Failure::Unknown(text),
-            other => Failure::Refused(other.to_string()),
-        })?),
-        false => None,
-    };
-    let body = spec::body(&engine.config, &engine.owner, spec, image.name(), &container.folder, network);
-    engine.api.create(&engine.owner.name(&spec.id), body).await
-}
-
-/// The usual reason why a container of ours does not start is an image that isn't meant for it.
-fn explained(failure: Failure, container: &Container, image: &Image) -> EngineError {
-    let text = failure.to_string();
-    let no_program = ["no such file or directory", "executable file not found", "permission denied"];
-    if !container.stock && text.contains(spec::PROGRAM) && no_program.iter().any(|words| text.contains(words)) {
-        return EngineError::Refused(format!(
-            "image `{}` has no Embermesh runtime in it: it needs one as {}; deploy/images makes such images ({text})",
-            image.name(),
-            spec::PROGRAM
-        ));
-    }
-    if matches!(failure, Failure::Unknown(_)) {
-        return failure.into();
-    }
-    EngineError::Refused(format!("a container of image `{}` can't be started: {text}", image.name()))
-}
-
-async fn own_address(engine: &Shared, container: &Container, id: &str) -> Result<IpAddr, EngineError> {
-    let inspected = engine.api.inspect(id).await?;
-    let networks = inspected.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
-    let mut addresses = networks.into_values().filter_map(|network| network.ip_address?.parse().ok());
-    match addresses.next() {
-        Some(address) => Ok(address),
-        // The engine takes the address back as soon as it ends.
-        None => {
-            let state = inspected.state.unwrap_or_default();
-            match state.running {
-                Some(true) => Err(EngineError::Refused("the engine gave it no address".into())),
-                _ => Err(ended_early(container, ended_with(state.exit_code)).await),
-            }
-        }
-    }
-}
-
-async fn ended_early(container: &Container, how: String) -> EngineError {
-    container.last_lines.settle().await;
-    EngineError::Refused(format!("the container ended while it started: {how}{}", container.last_lines.said()))
-}
-
-/// Until it accepts connections.
-async fn ready(engine: &Shared, container: &Container) -> Result<(), EngineError> {
-    let Some(client) = container.client.get() else { return Err(EngineError::Unknown(container.id.to_string())) };
-    let limit = engine.config.start_timeout;
-    let mut ended = container.ended.subscribe();
-    let accepts = async {
-        // A connect may take a second on a bridge where the address was somebody else's a moment ago.
-        while client.warm_up().await.is_err() {
-            sleep(READY_POLL).await;
-        }
-    };
-    tokio::select! {
-        biased;
-        ended = ended.wait_for(Option::is_some) => {
-            let reason = ended.ok().and_then(|reason| reason.clone()).unwrap_or_default();
-            Err(EngineError::Refused(format!("the container ended while it started: {reason}")))
-        }
-        () = sleep(limit) => {
-            let at = if container.stock { format!("port {PORT}") } else { "its socket".to_owned() };
-            let said = container.last_lines.said();
-            Err(EngineError::Refused(format!(
-                "the container did not accept connections on {at} within {limit:?} (docker.start_timeout){said}"
-            )))
-        }
-        () = accepts => Ok(()),
-    }
-}
-
-type Output = std::pin::Pin<Box<dyn futures::Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>;
-
-/// Hands on what it writes, until its end. A connection that breaks before is made again; what was written
-/// meanwhile is lost to records, not to the engine's own log.
-async fn read_lines(api: Api, container: Arc<Container>, output: Output) {
-    let Some(id) = container.docker_id() else { return };
-    let mut output = Some(output);
-    let mut ended = container.ended.subscribe();
-    loop {
-        if let Some(output) = output.take() {
-            read_output(container.last_lines.clone(), output).await;
-        }
-        tokio::select! {
-            _ = ended.wait_for(Option::is_some) => return,
-            () = container.removal.cancelled() => return,
-            () = sleep(ATTACH_AGAIN) => {}
-        }
-        output = api.attach(id).await.ok().map(|attached| attached.output);
-    }
-}
-
-async fn read_output(lines: Arc<LastLines>, mut output: Output) {
-    let (mut stdout, mut stderr) = (LineParser::new(Stream::Stdout), LineParser::new(Stream::Stderr));
-    while let Some(Ok(piece)) = output.next().await {
-        match piece {
-            LogOutput::StdErr { message } => stderr.feed(&message, &*lines),
-            LogOutput::StdOut { message } | LogOutput::Console { message } => stdout.feed(&message, &*lines),
-            LogOutput::StdIn { .. } => {}
-        }
-    }
-    stdout.finish(&*lines);
-    stderr.finish(&*lines);
 }

@@ -143,7 +143,9 @@ impl Engine for DockerEngine {
     }
 
     async fn resume(&self, id: &str) -> Result<(), EngineError> {
-        self.shared.find(id)?.resume(&self.shared).await
+        let container = self.shared.find(id)?;
+        container.resume(&self.shared).await?;
+        container.ask_if_unasked(&self.shared).await
     }
 
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
@@ -172,7 +174,7 @@ impl Engine for DockerEngine {
     }
 
     async fn runs_left(&self, id: &str) -> Result<u32, EngineError> {
-        self.shared.find(id)?.ask_runs().await
+        self.shared.find(id)?.runs_left().await
     }
 
     async fn discard(&self, found: &Found) -> Result<(), EngineError> {
