@@ -5,10 +5,10 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::engine::{DockerMesh, is_here};
+use crate::engine::{DockerMesh, docker, is_here};
 use crate::stock::StockImage;
 use crate::support::api::{action_path, container_path};
-use crate::support::{Ran, until};
+use crate::support::{Ran, soon, until};
 
 #[test]
 fn a_clean_stop_leaves_idle_containers_and_the_next_start_serves_with_them() {
@@ -42,8 +42,10 @@ fn a_run_that_outlives_its_agent_ends_before_its_container_serves_again() {
     mesh.agent(1).restart();
     mesh[1].create("long", &json!({"exec": {"kind": "builtin:1", "main": "sleep"}, "limits": limits}));
     let first = mesh[1].run("long", &json!({"ms": 0}));
-    let mut hung_up = mesh[1].send("POST", &crate::support::api::blocking("long"), br#"{"ms":4000}"#).unwrap();
-    until("it runs", || mesh[1].containers()[0]["busy"] == 1);
+    let mut hung_up =
+        mesh[1].send("POST", &crate::support::api::blocking("long"), br#"{"ms":4000,"log":"it has begun"}"#).unwrap();
+    let name = mesh.docker.name(first.container());
+    until("it runs", || docker(&["logs", &name]).contains("it has begun"));
     mesh.agent(1).kill();
     std::io::Read::read_to_end(&mut hung_up, &mut Vec::new()).ok();
     mesh.agent(1).restart();
@@ -61,6 +63,7 @@ fn a_paused_container_of_a_killed_agent_is_resumed_by_the_next_call() {
     mesh[1].create_builtin("frozen", "echo", 1);
     let first = mesh[1].run("frozen", &json!({}));
     mesh[1].post(&container_path(first.container(), "pause"), &json!({})).expect(200);
+    until("the engine has paused it", || mesh.docker.state(first.container()).as_deref() == Some("paused"));
     mesh.agent(1).kill();
     mesh.agent(1).restart();
     assert_eq!(mesh[1].containers()[0]["state"], json!("paused"));
@@ -113,20 +116,24 @@ fn calls_go_on_through_a_rolling_restart_of_all_nodes() {
     let mut mesh = DockerMesh::of(3);
     mesh[1].create_builtin("steady", "echo", 8);
     let first = mesh[1].run("steady", &json!({}));
-    let apis: Vec<_> = mesh.agents.iter().map(|agent| **agent).collect();
+    // Each restart takes other ports.
+    let apis = std::sync::Mutex::new(mesh.agents.iter().map(|agent| **agent).collect::<Vec<_>>());
     let stop = std::sync::atomic::AtomicBool::new(false);
     let answered = thread::scope(|scope| {
-        // A client as operators set them up: one that is refused with `Retry-After`, or not connected, goes elsewhere.
+        // A client as operators set them up: refused with `Retry-After`, or not connected, it goes to the next node.
         let client = scope.spawn(|| {
             let mut answered = 0;
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let body = json!({"n": answered}).to_string();
                 let path = crate::support::api::blocking("steady");
-                let tried = (0..apis.len()).find_map(|turn| {
-                    let answer = apis[(answered + turn) % apis.len()].try_call("POST", &path, body.as_bytes()).ok()?;
+                let mut turn = answered;
+                let taken = soon("some node takes it", || {
+                    let nodes = apis.lock().unwrap().clone();
+                    turn += 1;
+                    let answer = nodes[turn % nodes.len()].try_call("POST", &path, body.as_bytes()).ok()?;
                     (answer.status != 503).then_some(answer)
                 });
-                let ran = tried.expect("one of three nodes takes it").into_ran();
+                let ran = taken.into_ran();
                 assert_eq!((ran.status, &ran.result["echo"]["n"]), (200, &json!(answered)), "{}", ran.record);
                 answered += 1;
             }
@@ -137,6 +144,7 @@ fn calls_go_on_through_a_rolling_restart_of_all_nodes() {
             let seed = mesh[number % 3 + 1].mesh_addr();
             mesh.agent(number).settings.join = vec![seed];
             mesh.agent(number).restart();
+            apis.lock().unwrap()[number - 1] = *mesh[number];
             until("it is ready", || mesh[number].get("/readyz").status == 200);
             mesh.await_all_live();
         }

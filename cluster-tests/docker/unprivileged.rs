@@ -57,7 +57,7 @@ fn an_agent_that_may_use_the_engine_and_is_not_root_runs_containers_as_itself() 
     let docker = Docker::of(&place);
     let user = crate::engine::docker(&["inspect", "-f", "{{.Config.User}}", &docker.name(ran.container())]);
     assert_eq!(user, format!("{NOBODY}:{NOBODY}"));
-    drop(child.stdin.take());
+    api.post("/mesh/v1/leave", &json!({})).expect(202);
     let status = within(SOON, "it ends", || child.try_wait().unwrap());
     let left = docker.sweep();
     assert!(status.success() && left.is_empty(), "{status}, left: {left:?}");
