@@ -1,5 +1,6 @@
 //! What a node wants done. The driver carries each out and reports how it ended as an [`Input`](crate::Input).
 
+use crate::history::Record;
 use crate::ids::{
     ActionHash, ActionId, ActivationId, ContainerId, Epoch, Fence, IntentId, NodeId, RequestId, Revision, RunId,
 };
@@ -104,6 +105,8 @@ pub enum Output {
     },
     /// For whoever watches.
     Event(Event),
+    /// For whoever judges; only if [`Node::with_history`](crate::Node::with_history) asked for it.
+    History(Box<Record>),
     /// The drain ended; `left` is empty when all containers are gone.
     Drained {
         left: Vec<u64>,

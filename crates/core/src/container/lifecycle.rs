@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::mutations::{Mutation, on};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lifecycle {
     /// The engine makes it.
@@ -59,7 +61,7 @@ impl Lifecycle {
                 | (Retiring, Removing | Failed)
                 | (Failed, Removing)
                 | (Removing, Removed)
-        );
+        ) || (on(Mutation::RevivedByGossip) && (self, to) == (Removing, Warm));
         if legal { Ok(to) } else { Err(IllegalMove { from: self, to }) }
     }
 

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::{Node, Timer};
+use crate::history::{End, What};
 use crate::ids::{ActionId, ActionSpec, ActivationId, NodeId, RunId};
 use crate::input::RunEnd;
-use crate::output::{Output, Refusal, Served};
+use crate::mutations::{Mutation, on};
+use crate::output::{Attempt, Output, Refusal, Served};
 use crate::time::{MS, SECOND, Time};
 
 /// Times a body may fail to reach its container before the activation is given up.
@@ -83,7 +85,15 @@ impl Node {
         } else if activation.queued {
             self.dequeue(id);
             self.activations.remove(&id);
+            self.tell(|_| What::Ended { activation: id, end: End::Dropped });
         }
+    }
+
+    /// An own activation has its answer, whatever that says. None if it is a peer's.
+    pub(super) fn answered(&mut self, id: ActivationId) -> Option<ActionId> {
+        let ended = self.activations.remove(&id)?;
+        self.tell(|_| What::Ended { activation: id, end: End::Answered });
+        Some(ended.action)
     }
 
     /// Binds queued activations to free slots: own containers first, then leases already held.
@@ -118,6 +128,12 @@ impl Node {
         // The first run after a start or a resume is the one that paid for it.
         let served = container.fresh.take().unwrap_or(Served::Local);
         container.start_own(run, id, now);
+        let (action, revision) = (container.action.clone(), container.revision.clone());
+        self.tell(|node| {
+            let attempt = node.activations.get(&id).map_or(0, |a| a.attempt);
+            let attempt = Attempt { activation: id, attempt };
+            What::RunBegan { run, container: number, attempt, action, revision, lease: None }
+        });
         self.emit(Output::RunLocal { activation: id, run, container: number, served });
     }
 
@@ -131,7 +147,7 @@ impl Node {
             RunEnd::Answered => {
                 let Some(ended) = container.end_run(run, now) else { return };
                 self.env.estimates.served(&name, now.since(ended.started_at));
-                self.activations.remove(&ended.activation);
+                self.answered(ended.activation);
                 self.arm_idle(number);
             }
             RunEnd::NeverStarted => {
@@ -141,11 +157,15 @@ impl Node {
                 self.retire(number);
             }
             // Nobody knows whether it still runs in there: its slot never returns.
+            RunEnd::Lost if on(Mutation::BusyLeaked) => {
+                let activation = container.runs().get(&run).map(|r| r.activation);
+                activation.and_then(|id| self.answered(id));
+            }
             RunEnd::TimedOut | RunEnd::Lost => {
                 let Some(ended) = container.overdue(run) else { return };
                 let (activation, took) = (ended.activation, now.since(ended.started_at));
                 self.env.estimates.served(&name, took);
-                self.activations.remove(&activation);
+                self.answered(activation);
                 self.retire(number);
             }
         }
@@ -158,8 +178,8 @@ impl Node {
         let Some(id) = self.voided.remove(&run) else { return };
         if end == RunEnd::NeverStarted {
             self.requeue_never_started(id);
-        } else if let Some(ended) = self.activations.remove(&id) {
-            self.touch(&ended.action);
+        } else if let Some(action) = self.answered(id) {
+            self.touch(&action);
         }
     }
 

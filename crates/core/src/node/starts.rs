@@ -3,6 +3,7 @@
 
 use super::{Node, Timer};
 use crate::container::{Cause, Container, Lifecycle};
+use crate::history::What;
 use crate::ids::ActionId;
 use crate::output::{Event, IntentKind, Output};
 use crate::policy::KeepView;
@@ -157,6 +158,13 @@ impl Node {
         let spec = action.spec.clone();
         action.containers.insert(number);
         let container = Container::new(name.clone(), spec.revision.clone(), spec.concurrency, spec.memory_mb, self.now);
+        self.tell(|_| What::Made {
+            container: number,
+            action: name.clone(),
+            revision: spec.revision.clone(),
+            slots: spec.concurrency,
+            memory_mb: spec.memory_mb,
+        });
         self.memory_used_mb += spec.memory_mb;
         self.containers.insert(number, container);
         self.note(Event::ContainerStarting { container: number, action: name.clone() });

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use embermesh_core::history::{Glance, Judge, Record, Violation, What};
 use embermesh_core::input::RemoteEnd;
-use embermesh_core::output::{Advert, Attempt, IntentKind};
+use embermesh_core::output::{Advert, Attempt, Event as Noted, IntentEnd, IntentKind, ReserveAnswer, RunAnswer};
 use embermesh_core::policy::GreedyDual;
 use embermesh_core::time::{MS, SECOND};
 use embermesh_core::{
@@ -12,11 +13,10 @@ use embermesh_core::{
     Time,
 };
 
-use crate::engine::{Engine, EngineEvent};
-use crate::ledger::{End, Ledger};
-use crate::network::{Call, CallId, PeerRun, Reply};
-use crate::plan::{Fate, Op, Setting};
-use crate::setup::{ACTIONS, Stubborn, config, spec};
+use super::engine::{Engine, EngineEvent};
+use super::network::{Call, CallId, PeerRun, Reply};
+use super::plan::{Fate, Op, Setting};
+use super::setup::{ACTIONS, Stubborn, config, spec};
 
 pub(crate) struct World {
     pub(crate) now: u64,
@@ -29,8 +29,12 @@ pub(crate) struct World {
     /// Pairs that can't reach each other, and until when.
     pub(crate) cuts: Vec<(usize, usize, u64)>,
     pub(crate) bodies: BTreeMap<ActivationId, Body>,
-    pub(crate) ledger: Ledger,
-    pub(crate) violation: Option<String>,
+    /// Where each activation was accepted.
+    origins: BTreeMap<ActivationId, usize>,
+    judge: Judge,
+    /// How often each thing happened.
+    pub(crate) seen: BTreeMap<&'static str, u32>,
+    pub(crate) violation: Option<Violation>,
     pub(crate) config: Arc<Config>,
     stubborn: bool,
     revision: u64,
@@ -45,8 +49,6 @@ pub(crate) struct Host {
     offset: u64,
     rate_ppm: i64,
     pub(crate) stalled_until: u64,
-    /// When it made its last step, by its clock.
-    pub(crate) last_step: Time,
     pub(crate) engine: Engine,
     pub(crate) registry: Vec<Arc<ActionSpec>>,
     pub(crate) adverts: BTreeMap<ActionHash, Advert>,
@@ -97,16 +99,6 @@ pub(crate) enum Event {
     },
 }
 
-/// One step of one node, as the checkers see it.
-pub(crate) struct Step {
-    pub(crate) host: usize,
-    pub(crate) now: Time,
-    pub(crate) input: Input,
-    /// The node before, with all timers due fired, where a check needs it.
-    pub(crate) before: Option<Node>,
-    pub(crate) outputs: Vec<Output>,
-}
-
 impl World {
     pub(crate) fn new(setting: &Setting) -> Self {
         let registry: Vec<_> = (0..ACTIONS).map(|n| spec(n, 1)).collect();
@@ -118,7 +110,6 @@ impl World {
                 offset: (n as u64 + 1) * 777 * SECOND,
                 rate_ppm: setting.rates[n % setting.rates.len()],
                 stalled_until: 0,
-                last_step: Time::default(),
                 engine: Engine::default(),
                 registry: registry.clone(),
                 adverts: BTreeMap::new(),
@@ -137,7 +128,9 @@ impl World {
             calls: BTreeMap::new(),
             cuts: Vec::new(),
             bodies: BTreeMap::new(),
-            ledger: Ledger::default(),
+            origins: BTreeMap::new(),
+            judge: Judge::with_story(),
+            seen: BTreeMap::new(),
             violation: None,
             config: Arc::new(config(setting)),
             stubborn: setting.stubborn,
@@ -161,9 +154,11 @@ impl World {
                 self.invoke(node % nodes, action, large, service_ms * MS, fate);
             }
             Op::Cancel { nth } => {
-                let open: Vec<_> = self.ledger.open_activations().collect();
+                let known = |(id, host): &(ActivationId, usize)| {
+                    self.hosts[*host].node.as_ref().is_some_and(|node| node.knows_activation(*id))
+                };
+                let open: Vec<_> = self.origins.iter().map(|(id, host)| (*id, *host)).filter(known).collect();
                 if let Some((id, host)) = open.get(nth % open.len().max(1)).copied() {
-                    self.ledger.cancelled(id);
                     self.deliver(host, Input::InvokeCancelled { activation: id });
                 }
             }
@@ -226,6 +221,9 @@ impl World {
         self.calm = true;
         self.cuts.clear();
         self.advance(16 * SECOND);
+        if let Err(violation) = self.judge.at_rest(&self.glance(None)) {
+            self.violated(violation);
+        }
     }
 
     pub(crate) fn advance(&mut self, by: u64) {
@@ -288,32 +286,87 @@ impl World {
         }
     }
 
-    /// One step of a node, looked at from all sides.
+    /// Gives a node an input.
     pub(crate) fn deliver(&mut self, host: usize, input: Input) {
         let now = self.clock(host);
         if self.violation.is_some() || self.hosts[host].stalled_until > self.now {
             return;
         }
-        let Some(node) = self.hosts[host].node.as_mut() else { return };
         let compared = matches!(input, Input::VetoReceived { .. } | Input::ReleaseReceived { .. });
         if compared {
-            let mut outputs = Vec::new();
-            node.handle(now, Input::Tick, &mut outputs);
-            self.took_step(Step { host, now, input: Input::Tick, before: None, outputs });
+            // What is due fires first, so that the step itself can be compared.
+            self.step(host, now, Input::Tick, false);
         }
+        self.step(host, now, input, compared);
+    }
+
+    /// One step of a node, looked at from all sides.
+    fn step(&mut self, host: usize, now: Time, input: Input, compared: bool) {
         let Some(node) = self.hosts[host].node.as_mut() else { return };
         let before = compared.then(|| node.clone());
         let mut outputs = Vec::new();
         node.handle(now, input.clone(), &mut outputs);
-        self.took_step(Step { host, now, input, before, outputs });
+        for output in &outputs {
+            if let Output::History(record) = output
+                && let Err(violation) = self.judge.observe(record)
+            {
+                return self.violated(violation);
+            }
+        }
+        if let Err(violation) = self.judge.look(&self.glance(before.as_ref().map(|node| (node, &input, host)))) {
+            return self.violated(violation);
+        }
+        self.count(&outputs);
+        self.carry_out(host, outputs);
     }
 
-    fn took_step(&mut self, step: Step) {
-        self.hosts[step.host].last_step = step.now;
-        self.note_step(&step);
-        self.check_step(&step);
-        self.carry_out(step.host, step.outputs);
-        self.check_states(step.host);
+    fn glance<'a>(&'a self, step: Option<(&'a Node, &'a Input, usize)>) -> Glance<'a> {
+        let up = (0..self.hosts.len()).filter_map(|host| Some((self.hosts[host].node.as_ref()?, self.clock(host))));
+        let step = step.and_then(|(before, input, host)| Some((before, input, self.hosts[host].node.as_ref()?)));
+        Glance { nodes: up.collect(), step }
+    }
+
+    /// What a container sees, which no step of its node tells.
+    pub(crate) fn tell(&mut self, host: usize, what: What) {
+        let here = &self.hosts[host];
+        let record = Record { at: self.clock(host), node: here.id.clone(), epoch: here.epoch, step: 0, what };
+        if let Err(violation) = self.judge.observe(&record) {
+            self.violated(violation);
+        }
+    }
+
+    /// Notes how often what happened, so that cases which prove nothing are found out.
+    fn count(&mut self, outputs: &[Output]) {
+        for output in outputs {
+            let what = match output {
+                Output::AnswerReserve { answer: ReserveAnswer::Granted { run, first, .. }, .. } => match (run, first) {
+                    (_, false) => "the same grant again",
+                    (Some(_), _) => "grant with a run",
+                    (None, _) => "grant",
+                },
+                Output::AnswerReserve { .. } => "denied",
+                Output::AnswerRun { answer: RunAnswer::Accepted { .. }, .. } => "run on a held lease",
+                Output::AnswerRun { answer: RunAnswer::Refused(_), .. } => "run refused",
+                Output::Event(Noted::LeaseExpired { .. }) => "lease expired",
+                Output::Event(Noted::LeaseReleased { .. }) => "lease released",
+                Output::Event(Noted::VetoCounted { .. }) => "veto counted",
+                Output::Event(Noted::VetoIgnored { .. }) => "veto ignored",
+                Output::Event(Noted::Evicting { .. }) => "urgent",
+                Output::Event(Noted::IntentClosed { end, .. }) => match end {
+                    IntentEnd::Committed => "round Committed",
+                    IntentEnd::Vetoed { .. } => "round Vetoed",
+                    IntentEnd::Used => "round Used",
+                    IntentEnd::Late => "round Late",
+                    IntentEnd::Overtaken => "round Overtaken",
+                },
+                _ => continue,
+            };
+            self.note(what);
+        }
+    }
+
+    pub(crate) fn note(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_insert(0) += 1;
     }
 
     fn invoke(&mut self, host: usize, action: usize, large: bool, service_us: u64, fate: Fate) {
@@ -324,7 +377,7 @@ impl World {
         let id = ActivationId(self.bodies.len() as u128 + 1);
         self.bodies.insert(id, Body { service_us, fate, tries: 0 });
         let spec = self.hosts[host].registry[action].clone();
-        self.ledger.invoked(id, host, &spec);
+        self.origins.insert(id, host);
         let body_bytes = if large { 2_000 } else { 100 };
         self.deliver(host, Input::InvokeRequested { activation: id, spec, body_bytes });
     }
@@ -333,7 +386,7 @@ impl World {
         if self.hosts[host].node.take().is_none() {
             return;
         }
-        self.ledger.note("restart");
+        self.note("restart");
         let here = &mut self.hosts[host];
         here.engine = Engine::default();
         here.adverts.clear();
@@ -341,7 +394,6 @@ impl World {
         here.parked.clear();
         here.runs_for_peers.clear();
         here.stalled_until = 0;
-        self.ledger.origin_gone(host);
         self.break_calls_to(host);
         self.after(down_us, Event::Up { host });
     }
@@ -350,13 +402,13 @@ impl World {
         let seed = self.below(u64::MAX);
         let here = &mut self.hosts[host];
         here.epoch = Epoch(here.epoch.0 + 1);
-        let mut node = Node::new(here.id.clone(), here.epoch, self.config.clone(), seed);
+        let mut node = Node::new(here.id.clone(), here.epoch, self.config.clone(), seed).with_history();
+        here.epoch = node.epoch();
         if self.stubborn {
             node = node.with_policies(Arc::new(Stubborn), Arc::new(GreedyDual));
         }
         here.node = Some(node);
         here.stalled_until = 0;
-        self.ledger.life_began(host);
     }
 
     fn update(&mut self, host: usize, action: usize) {
@@ -446,16 +498,12 @@ impl World {
         drawn && !self.calm
     }
 
-    pub(crate) fn violate(&mut self, name: &str, what: String) {
-        if self.violation.is_none() {
-            self.violation = Some(format!("{name} at {} ms: {what}", self.now / MS));
-        }
+    fn violate(&mut self, invariant: &'static str, what: String) {
+        self.violated(Violation { invariant, what, story: Vec::new() });
     }
 
-    pub(crate) fn ended(&mut self, id: ActivationId, end: End) {
-        if let Err(what) = self.ledger.end(id, end) {
-            self.violate("A4_every_request_answered", what);
-        }
+    fn violated(&mut self, violation: Violation) {
+        self.violation.get_or_insert(violation);
     }
 
     /// The remote end of an activation, as its origin's driver takes it.
@@ -465,7 +513,7 @@ impl World {
         let before = knows(self);
         self.deliver(host, Input::RunAnswered { request, end });
         if before && matches!(end, RemoteEnd::Answered { .. }) && !knows(self) {
-            self.ended(attempt.activation, End::AnsweredByPeer);
+            self.note("answered by a peer");
         }
     }
 }
