@@ -176,8 +176,7 @@ impl Container {
             Lifecycle::Retiring => return Err(RunRefusal::Retiring),
             _ => return Err(RunRefusal::UnknownContainer),
         }
-        let mut of_holder = self.leases.iter().filter(|(_, l)| (&l.holder, l.holder_epoch) == holder);
-        let fence = if on(Mutation::FenceUnchecked) { of_holder.next().map_or(fence, |(f, _)| *f) } else { fence };
+        let fence = self.meant(fence, holder, on(Mutation::FenceUnchecked));
         let lease = self.leases.get_mut(&fence).ok_or(RunRefusal::UnknownLease)?;
         let over = now >= lease.expires_at && !on(Mutation::RenewsExpired);
         if (&lease.holder, lease.holder_epoch) != holder || over {
@@ -212,8 +211,7 @@ impl Container {
 
     /// Gives back what the holder doesn't keep; runs in flight keep their slots.
     pub fn release(&mut self, fence: Fence, holder: (&NodeId, Epoch), keep: u32, now: Time) -> bool {
-        let mut of_holder = self.leases.iter().filter(|(_, l)| (&l.holder, l.holder_epoch) == holder);
-        let fence = if on(Mutation::ReleaseIgnoresFence) { of_holder.next().map_or(fence, |(f, _)| *f) } else { fence };
+        let fence = self.meant(fence, holder, on(Mutation::ReleaseIgnoresFence));
         let Some(lease) = self.leases.get_mut(&fence) else { return false };
         if (&lease.holder, lease.holder_epoch) != holder {
             return false;
@@ -309,6 +307,15 @@ impl Container {
         self.runs_started += 1;
         self.rounds.used();
         self.runs.insert(id, run);
+    }
+
+    /// The lease that a fence means: that one and no other, but for a bug on purpose.
+    fn meant(&self, fence: Fence, holder: (&NodeId, Epoch), any: bool) -> Fence {
+        if !any || self.leases.contains_key(&fence) {
+            return fence;
+        }
+        let mut of_holder = self.leases.iter().filter(|(_, l)| (&l.holder, l.holder_epoch) == holder);
+        of_holder.next().map_or(fence, |(other, _)| *other)
     }
 
     fn note_idle(&mut self, now: Time) {

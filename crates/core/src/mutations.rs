@@ -20,7 +20,7 @@ pub enum Mutation {
     OldEpochServed,
     /// A run on a lease that is over renews it.
     RenewsExpired,
-    /// A release ends whatever lease its holder has on the container.
+    /// A release whose fence is not known ends another lease of its holder.
     ReleaseIgnoresFence,
     /// A veto of an earlier round counts.
     OldRoundVeto,
@@ -32,7 +32,7 @@ pub enum Mutation {
     RevivedByGossip,
     /// A copy of a Run is taken for a new one.
     RunTwice,
-    /// A run is accepted on any lease of its holder, whatever fence it shows.
+    /// A run whose fence is not known is accepted on another lease of its holder.
     FenceUnchecked,
     /// A run whose connection broke stays on its lease for ever.
     BusyLeaked,

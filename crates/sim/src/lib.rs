@@ -5,6 +5,8 @@
 //! | --- | --- |
 //! | [`mesh`] | nodes over a network that loses, repeats, delays and reorders: seeded cases |
 //! | [`model`] | a few nodes, and all that can become of them: a checked model |
+//! | [`rules`] | fair shares and keepers, each by itself |
 
 pub mod mesh;
 pub mod model;
+pub mod rules;

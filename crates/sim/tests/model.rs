@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use embermesh_sim::model::{Mesh, Setting};
 
-/// Longer than any configuration takes here; one that is not done by then fails.
-const LIMIT: Duration = Duration::from_secs(10);
+/// Longer than any configuration takes; one that is not done by then fails.
+const LIMIT: Duration = Duration::from_secs(1_200);
 
 #[test]
 fn every_state_of_the_small_configurations_keeps_every_invariant() {
@@ -13,7 +13,7 @@ fn every_state_of_the_small_configurations_keeps_every_invariant() {
 }
 
 #[test]
-#[ignore = "takes minutes to hours: cargo test --release -p embermesh-sim --test model -- --ignored --nocapture"]
+#[ignore = "takes minutes to hours: cargo test -p embermesh-sim --test model -- --ignored --nocapture"]
 fn every_state_of_the_large_configurations_keeps_every_invariant() {
     check(Setting::large());
 }
@@ -21,7 +21,8 @@ fn every_state_of_the_large_configurations_keeps_every_invariant() {
 fn check(settings: Vec<Setting>) {
     let mut wrong = Vec::new();
     let mut total = 0;
-    for setting in settings {
+    let only = std::env::var("EMBERMESH_MODEL").unwrap_or_default();
+    for setting in settings.into_iter().filter(|s| s.name.contains(&only)) {
         let name = setting.name;
         let report = Mesh::new(setting).check(LIMIT);
         println!(

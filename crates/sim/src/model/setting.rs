@@ -107,28 +107,171 @@ const BASE: Setting = Setting {
 };
 
 impl Setting {
-    /// What every change has to pass: about a minute in an unoptimised build of everything but the core.
+    /// What every change has to pass: less than a minute together, the longest last.
     pub fn small() -> Vec<Setting> {
         use Seen::*;
+        let one = Setting { nodes: 2, invokes: [0, 1, 0], ..BASE };
         vec![
-            Setting { name: "a 1 peer", nodes: 2, invokes: [0, 1, 0], ..BASE },
-            Setting { name: "b 1 peer twice", nodes: 2, invokes: [0, 2, 0], ..BASE },
-            Setting { name: "c 2 peers", ..BASE },
-            Setting { name: "d lose", nodes: 2, invokes: [0, 1, 0], faults: Faults { lose: 1, ..CALM }, ..BASE },
-            Setting { name: "e repeat", nodes: 2, invokes: [0, 1, 0], faults: Faults { repeat: 1, ..CALM }, ..BASE },
-            Setting { name: "f crash", nodes: 2, invokes: [0, 1, 0], faults: Faults { crash: 1, ..CALM }, ..BASE },
-            Setting { name: "g stall", nodes: 2, invokes: [0, 1, 0], faults: Faults { stall: 1, ..CALM }, ..BASE },
-            Setting { name: "h operator", nodes: 2, invokes: [0, 1, 0], faults: Faults { operator: 1, ..CALM }, ..BASE },
-            Setting { name: "i stubborn", nodes: 2, invokes: [0, 1, 0], stubborn: true, ..BASE },
-            Setting { name: "j large", nodes: 2, invokes: [0, 1, 0], large: true, ..BASE },
-            Setting { name: "k own", nodes: 2, invokes: [1, 1, 0], ..BASE },
-            Setting { name: "l slots", nodes: 2, invokes: [0, 2, 0], slots: 2, ..BASE },
+            Setting {
+                name: "one peer, one activation",
+                expects: &[Grant, Expired, Committed, GrantInWindow, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, an answer lost",
+                faults: Faults { lose: 1, ..CALM },
+                expects: &[GrantRepeated, RunJoined, Expired, Committed, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, two answers lost",
+                faults: Faults { lose: 2, ..CALM },
+                expects: &[GrantRepeated, RunJoined, Indeterminate],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, two slots, a message twice",
+                slots: 2,
+                faults: Faults { repeat: 1, ..CALM },
+                expects: &[GrantRepeated, RunJoined, Committed, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, a node goes down",
+                faults: Faults { crash: 1, ..CALM },
+                expects: &[RestartWithLease, OldEpochRefused, Indeterminate, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, its idempotent activation, an owner that goes down",
+                idempotent: true,
+                delays: Delays { message: 1, engine: 0, run: 1 },
+                faults: Faults { crash: 1, stale: 1, ..CALM },
+                expects: &[RestartWithLease, OldEpochRefused, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, a node that sleeps through a deadline",
+                faults: Faults { stall: 1, ..CALM },
+                expects: &[LateRound, Committed, Expired, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, an operator's intent",
+                faults: Faults { operator: 1, ..CALM },
+                expects: &[Grant, GrantInWindow, Committed, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer that objects to everything",
+                stubborn: true,
+                delays: Delays { message: 2, ..BASE.delays },
+                expects: &[Vetoed, LastWord, Committed, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, a run that fails",
+                faults: Faults { run: 1, ..CALM },
+                expects: &[NotBegun, Grant, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, clocks at different rates, concurrency two, a run in flight at expiry",
+                slots: 2,
+                rates: [10_000, -10_000, 0],
+                delays: Delays { message: 1, engine: 0, run: 5 },
+                expects: &[RunOutlivesLease, Expired, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, two activations",
+                invokes: [0, 2, 0],
+                delays: Delays { message: 1, engine: 0, run: 1 },
+                expects: &[Grant, HeldRun, Renewed, Expired, Committed, GrantInWindow, Removed],
+                ..one.clone()
+            },
+            Setting {
+                name: "one peer, body on the lease, a message twice, slow messages",
+                large: true,
+                delays: Delays { message: 2, ..BASE.delays },
+                faults: Faults { repeat: 1, ..CALM },
+                expects: &[HeldRun, Renewed, Expired, GrantRepeated, RunJoined, FenceRefused],
+                ..one
+            },
+            Setting {
+                name: "two peers at once, two slots",
+                slots: 2,
+                delays: Delays { message: 1, engine: 0, run: 0 },
+                expects: &[Grant, TwoHolders, Expired, Committed, Removed],
+                ..BASE
+            },
         ]
     }
 
     /// What is looked at by hand, for as long as it takes.
     pub fn large() -> Vec<Setting> {
-        Vec::new()
+        use Seen::*;
+        let quick = Delays { message: 1, engine: 0, run: 1 };
+        let two = |name, slots, faults, expects| Setting { name, slots, faults, expects, delays: quick, ..BASE };
+        vec![
+            Setting {
+                name: "two peers, one slot",
+                expects: &[Grant, Denied, Expired, Committed, GrantInWindow, Removed],
+                ..BASE
+            },
+            Setting {
+                name: "two peers, two slots",
+                slots: 2,
+                expects: &[Grant, TwoHolders, Expired, Committed, GrantInWindow, Removed],
+                ..BASE
+            },
+            Setting {
+                name: "one peer, two activations, slow messages, an answer lost",
+                nodes: 2,
+                invokes: [0, 2, 0],
+                delays: Delays { message: 2, engine: 0, run: 0 },
+                faults: Faults { lose: 1, ..CALM },
+                expects: &[HeldRun, Renewed, FenceRefused, RunJoined, Removed],
+                ..BASE
+            },
+            Setting {
+                name: "one peer, two activations, slow gossip, clocks at different rates",
+                nodes: 2,
+                invokes: [0, 2, 0],
+                rates: [-10_000, 10_000, 0],
+                slow_gossip: true,
+                delays: quick,
+                expects: &[HeldRun, Renewed, Expired, Removed],
+                ..BASE
+            },
+            Setting {
+                name: "the owner's own activation and a peer's",
+                nodes: 2,
+                invokes: [1, 1, 0],
+                faults: Faults { repeat: 1, ..CALM },
+                delays: quick,
+                expects: &[Grant, Denied, Expired, Removed],
+                ..BASE
+            },
+            Setting {
+                name: "two peers, two containers, no fault",
+                containers: 2,
+                delays: Delays { message: 1, engine: 0, run: 0 },
+                expects: &[Grant, TwoHolders, Expired, Removed],
+                ..BASE
+            },
+            two(
+                "two peers, one slot, an answer lost",
+                1,
+                Faults { lose: 1, ..CALM },
+                &[Denied, GrantRepeated, RunJoined],
+            ),
+            two("two peers, two slots, a message twice", 2, Faults { repeat: 1, ..CALM }, &[TwoHolders, GrantRepeated]),
+            two("two peers, two slots, a node goes down", 2, Faults { crash: 1, ..CALM }, &[RestartWithLease]),
+            two("two peers, one slot, a deadline slept through", 1, Faults { stall: 1, ..CALM }, &[LateRound]),
+            two("two peers, two slots, an operator's intent", 2, Faults { operator: 1, ..CALM }, &[GrantInWindow]),
+            two("two peers, two slots, a run that fails", 2, Faults { run: 1, ..CALM }, &[NotBegun]),
+        ]
     }
 
     pub(super) fn spec(&self, n: usize) -> Arc<ActionSpec> {
