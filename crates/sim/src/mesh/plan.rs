@@ -112,6 +112,11 @@ pub enum Op {
         from: usize,
         node: usize,
     },
+    /// A peer from outside takes a lease, then runs and releases with a fence that was never granted.
+    Stranger {
+        node: usize,
+        action: usize,
+    },
     Update {
         node: usize,
         action: usize,
@@ -163,6 +168,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(from, node, nth, how)| Op::VetoAstray { from, node, nth, how }),
         1 => (node.clone(), nth).prop_map(|(node, nth)| Op::Release { node, nth }),
         1 => (node.clone(), node.clone()).prop_map(|(from, node)| Op::ReleaseAstray { from, node }),
+        1 => (node.clone(), 0..ACTIONS).prop_map(|(node, action)| Op::Stranger { node, action }),
         1 => (node.clone(), 0..ACTIONS).prop_map(|(node, action)| Op::Update { node, action }),
         1 => (node, any::<bool>()).prop_map(|(node, force)| Op::Drain { node, force }),
     ]

@@ -9,8 +9,8 @@ use embermesh_core::output::{Advert, Attempt, Event as Noted, IntentEnd, IntentK
 use embermesh_core::policy::GreedyDual;
 use embermesh_core::time::{MS, SECOND};
 use embermesh_core::{
-    ActionHash, ActionSpec, ActivationId, Config, ContainerId, Epoch, Input, Node, NodeId, Output, RequestId, RunId,
-    Time,
+    ActionHash, ActionSpec, ActivationId, Config, ContainerId, Epoch, Fence, Input, Node, NodeId, Output, RequestId,
+    RunId, Time,
 };
 
 use super::engine::{Engine, EngineEvent};
@@ -38,6 +38,8 @@ pub(crate) struct World {
     pub(crate) config: Arc<Config>,
     stubborn: bool,
     revision: u64,
+    /// Requests of a peer from outside.
+    strange: u64,
 }
 
 /// A machine with one node on it, through all its lives.
@@ -135,6 +137,7 @@ impl World {
             config: Arc::new(config(setting)),
             stubborn: setting.stubborn,
             revision: 1,
+            strange: 0,
         };
         for host in 0..setting.nodes {
             world.up(host);
@@ -208,6 +211,7 @@ impl World {
                     self.deliver(node, Input::ReleaseReceived { holder, holder_epoch, container, fence, keep: 0 });
                 }
             }
+            Op::Stranger { node, action } => self.stranger(node % nodes, action),
             Op::Update { node, action } => self.update(node % nodes, action),
             Op::Drain { node, force } => {
                 self.deliver(node % nodes, Input::DrainRequested { deadline_us: SECOND, force });
@@ -409,6 +413,48 @@ impl World {
         }
         here.node = Some(node);
         here.stalled_until = 0;
+    }
+
+    /// Its leases expire like all others.
+    fn stranger(&mut self, host: usize, action: usize) {
+        self.strange += 2;
+        let number = self.strange;
+        let holder = NodeId::new("stranger");
+        let request = |number| RequestId { holder: NodeId::new("stranger"), epoch: Epoch(1), number };
+        let spec = self.hosts[host].registry[action].clone();
+        let owner_epoch = self.hosts[host].epoch;
+        let reserve = Input::ReserveReceived {
+            request: request(number),
+            owner_epoch,
+            open_from: number,
+            action: spec.action.clone(),
+            revision: spec.revision.clone(),
+            spec: Some(spec.clone()),
+            slots: 1,
+            wait_us: 0,
+            start: false,
+            run: None,
+        };
+        self.deliver(host, reserve);
+        let mut granted = self.hosts[host].node.iter().flat_map(Node::granted_leases);
+        let Some(lease) = granted.find(|l| l.holder == holder && l.action == spec.action) else { return };
+        drop(granted);
+        let fence = Fence { counter: lease.fence.counter + 1_000, ..lease.fence };
+        let activation = ActivationId(u128::MAX - u128::from(number));
+        let run = Input::RunReceived {
+            request: request(number + 1),
+            owner_epoch,
+            open_from: number + 1,
+            container: lease.container.clone(),
+            fence,
+            action: spec.action.clone(),
+            revision: spec.revision.clone(),
+            keep: 1,
+            attempt: Attempt { activation, attempt: 0 },
+        };
+        self.deliver(host, run);
+        let (container, holder_epoch) = (lease.container, Epoch(1));
+        self.deliver(host, Input::ReleaseReceived { holder, holder_epoch, container, fence, keep: 0 });
     }
 
     fn update(&mut self, host: usize, action: usize) {
