@@ -86,8 +86,7 @@ pub fn one_keeper(nodes: usize) -> Result<(), String> {
         mesh.push(node);
     }
     let mut keepers = BTreeSet::new();
-    for n in 0..nodes {
-        let node = &mut mesh[n];
+    for (n, node) in mesh.iter_mut().enumerate() {
         let mut out = Vec::new();
         let advert = embermesh_core::output::Advert { warm: 1, paused: 0, starting: 0, free_bucket: 1 };
         for peer in (0..nodes).filter(|p| *p != n).map(|p| NodeId::new(&format!("n{p}"))) {

@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const ELSEWHERE: [(&str, &str); 3] = [
     ("202 before it is durable", "not yet: needs the journal"),
     ("a removal forgotten by a restart", "not yet: nothing is adopted, containers end with their agent"),
-    ("a run carried out twice by the driver", "the driver's: L0 in crates/node/tests/simulation"),
+    ("an accepted run carried out twice", "not planted: outside the core, in the driver"),
 ];
 
 /// What a ring has to say of a bug.
