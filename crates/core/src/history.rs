@@ -24,6 +24,7 @@ pub use judge::{Glance, Judge, Violation};
 pub use ledger::Ledger;
 
 /// One thing that happened at one node.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Record {
     /// By the node's own clock.
@@ -36,6 +37,7 @@ pub struct Record {
 }
 
 /// The numbers that a node has promised to keep.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Premises {
     /// ttl + grace: how long an owner accepts runs after a grant or a renewing run.
@@ -47,6 +49,7 @@ pub struct Premises {
 }
 
 /// Containers are named by their number where they are the node's own.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum What {
     /// A life of the node begins; all that an earlier one had is gone.
@@ -192,6 +195,7 @@ pub enum What {
 }
 
 /// The lease that a run shows.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OnLease {
     pub request: RequestId,
@@ -203,6 +207,7 @@ pub struct OnLease {
 }
 
 /// What an origin hears of a body that it sent.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Heard {
     /// The owner it was meant for has spoken: it ran, or it will not.
@@ -214,6 +219,7 @@ pub enum Heard {
 }
 
 /// How an activation ends at its origin.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum End {
     Answered,

@@ -147,6 +147,7 @@ pub struct SendReserve {
 }
 
 /// One hand-over of an activation's body to one owner epoch.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attempt {
     pub activation: ActivationId,
@@ -255,6 +256,7 @@ pub enum RunRefusal {
     NotStarted,
 }
 
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum IntentKind {
     Pause,
@@ -442,6 +444,7 @@ pub enum Event {
 }
 
 /// How a round ended.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum IntentEnd {
     Committed,

@@ -13,6 +13,7 @@ pub const MS: Micros = 1_000;
 pub const SECOND: Micros = 1_000_000;
 
 /// A moment on the driver's monotonic clock.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub u64);
 

@@ -234,8 +234,7 @@ impl Node {
                 Output::PublishAdvert { hash, advert } => self.publish_advert(hash, advert),
                 Output::Event(event) => self.publish_event(event),
                 Output::Drained { left } => self.drain_ended(left),
-                // Nothing asks for it yet.
-                Output::History(_) => {}
+                Output::History(record) => self.write_history(&record),
             }
         }
     }

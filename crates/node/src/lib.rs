@@ -10,6 +10,7 @@
 //! | [`gossip`], `facts` | membership and slowly changing facts, over a datagram seam |
 //! | [`registry`], `actions` | actions known to every node |
 //! | [`store`], [`data_dir`], `logbook` | what survives a restart; log lines on their way there |
+//! | [`history`] | what the core tells of itself, in a file |
 //! | [`api`] | the HTTP front door |
 //! | `operate`, `shown`, [`views`], `metrics` | what people do by hand and see |
 //!
@@ -25,6 +26,7 @@ mod detached;
 mod driver;
 mod facts;
 pub mod gossip;
+pub mod history;
 pub mod invocation;
 mod invoke;
 mod logbook;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::mutations::{Mutation, on};
 
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lifecycle {
     /// The engine makes it.
