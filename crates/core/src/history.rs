@@ -1,7 +1,7 @@
 //! What happened, as the nodes tell it: one append-only history, and the invariants that judge it.
 //!
-//! A node whose history is on ([`Node::tell_history`](crate::Node::tell_history)) pushes an
-//! [`Output::History`](crate::Output::History) for whatever the protocol promises something about: who granted, ran,
+//! A node whose history is on ([`Node::with_history`](crate::Node::with_history)) pushes an
+//! [`Output::History`] for whatever the protocol promises something about: who granted, ran,
 //! paused, removed or vetoed what, with fences, epochs and request ids. Off, which is the default, it costs a branch.
 //!
 //! The [`Judge`] reads records in the order in which they happened and keeps a [`Ledger`] of its own, by arithmetic of

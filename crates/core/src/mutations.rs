@@ -1,6 +1,6 @@
 //! Bugs on purpose: each can be switched on in the production path, to prove that the checkers see it.
 //!
-//! Only the feature `mutations` makes them reachable; without it [`on`] is a constant. No build that ships has it.
+//! Only the feature `mutations` makes them reachable; without it `on` is a constant. No build that ships has it.
 
 /// What a [`Mutation`] does wrong; one at a time in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
