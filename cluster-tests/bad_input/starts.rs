@@ -4,12 +4,14 @@ use std::fs;
 use std::net::{TcpListener, UdpSocket};
 
 use crate::expect_words;
-use crate::support::agent::free_address;
-use crate::support::{Place, Settings};
+use crate::support::agent::{can_be_elsewhere, free_address};
+use crate::support::{Place, SOON, Settings, until};
 
 /// A command line or configuration that can't be.
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
+/// The id is another agent's.
+const CONFLICT: i32 = 4;
 
 #[test]
 fn a_mesh_port_whose_tcp_side_is_in_use_is_named() {
@@ -110,4 +112,55 @@ fn a_second_agent_with_the_same_id_is_refused_even_with_a_folder_of_its_own() {
     second.kill();
     first.restart();
     first.stop();
+}
+
+#[test]
+fn an_agent_with_the_id_of_one_that_answers_on_another_host_is_refused() {
+    if !can_be_elsewhere() {
+        return;
+    }
+    let place = Place::new();
+    let mut first = Settings::new(&place, "n1").start();
+    let mut peer = Settings { join: vec![first.mesh_addr()], ..Settings::new(&place, "n2") }.start();
+    until("they know each other", || peer.member_state("n1").as_deref() == Some("live"));
+    let folder = place.file("other");
+    // By the one itself, and by a peer that knows it.
+    for seed in [first.mesh_addr(), peer.mesh_addr()] {
+        let second =
+            Settings { data_dir: folder.clone(), join: vec![seed], elsewhere: true, ..Settings::new(&place, "n1") };
+        let (code, said) = second.refused();
+        assert_eq!(code, CONFLICT, "{said}");
+        let at = first.mesh_addr().to_string();
+        expect_words(&said, &["node `n1`", &place.cluster, "already up", &at, "--node-id"]);
+        fs::remove_file(place.file("other.log")).unwrap();
+    }
+    // With the first one gone its id is free, whatever its peers still believe, and its epochs go on.
+    let before = first.status()["epoch"].as_u64().unwrap();
+    first.kill();
+    let join = vec![peer.mesh_addr()];
+    let mut second = Settings { data_dir: folder, join, elsewhere: true, ..Settings::new(&place, "n1") }.start();
+    assert!(second.status()["epoch"].as_u64().unwrap() > before);
+    until("its peer has met it", || peer.member_state("n1").as_deref() == Some("live"));
+    second.stop();
+    peer.stop();
+}
+
+#[test]
+fn of_two_agents_with_one_id_that_meet_the_older_one_stops() {
+    if !can_be_elsewhere() {
+        return;
+    }
+    let place = Place::new();
+    let mut older = Settings::new(&place, "n1").start();
+    let mut newer = Settings { data_dir: place.file("other"), elsewhere: true, ..Settings::new(&place, "n1") }.start();
+    let join = vec![older.mesh_addr(), newer.mesh_addr()];
+    let mut peer = Settings { join, ..Settings::new(&place, "n2") }.start();
+    assert_eq!(older.wait(SOON).code(), Some(CONFLICT));
+    let said = older.log();
+    let at = newer.mesh_addr().to_string();
+    expect_words(&said, &["another agent", &at, "newer epoch", "--node-id"]);
+    assert_eq!(newer.status()["node_id"], "n1", "the newer one goes on");
+    until("their peer knows the newer one", || peer.member_state("n1").as_deref() == Some("live"));
+    newer.stop();
+    peer.stop();
 }

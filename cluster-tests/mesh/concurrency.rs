@@ -11,7 +11,7 @@ fn two_hundred_activations_run_at_once_in_one_container_that_allows_it() {
     let mesh = Mesh::of(1);
     mesh[1].create_builtin("wide", "sleep", 200);
     let first = mesh[1].run("wide", &json!({"ms": 0}));
-    let ran = at_once(200, |_| mesh[1].run("wide", &json!({"ms": 3000})));
+    let ran = at_once(200, |_| mesh[1].run("wide", &json!({"ms": 30_000, "until": 200})));
     assert!(ran.iter().all(|ran| ran.container() == first.container()), "one container served all");
     assert_eq!(ran.iter().map(|ran| ran.number("peak")).max(), Some(200));
     assert_eq!(distinct(ran.iter().map(|ran| ran.text("activation_id"))), 200);
@@ -43,7 +43,9 @@ def main(args):
         inside += 1
         peak = max(peak, inside)
     print("begin", args["n"], os.environ["__OW_ACTIVATION_ID"])
-    time.sleep(args["s"])
+    end = time.monotonic() + 30
+    while peak < args["meet"] and time.monotonic() < end:
+        time.sleep(0.01)
     print("end", args["n"], file=sys.stderr)
     with lock:
         inside -= 1
@@ -59,10 +61,11 @@ fn nodejs_calls_run_at_once_in_one_container_each_with_its_own_id_and_log_lines(
     }
     let code = r#"
 let inside = 0, peak = 0;
-async function main({ n, s }) {
+async function main({ n, meet }) {
   peak = Math.max(peak, ++inside);
   console.log('begin', n, process.env.__OW_ACTIVATION_ID);
-  await new Promise((resolve) => setTimeout(resolve, s * 1000));
+  const end = Date.now() + 30000;
+  while (peak < meet && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10));
   console.error('end', n);
   inside--;
   return { n, id: process.env.__OW_ACTIVATION_ID, pid: process.pid, peak };
@@ -93,14 +96,14 @@ done
     assert_eq!(lines(&mesh[2].record(&second.activation_id)), [format!("stdout: serving in {}", second.number("pid"))]);
 }
 
-/// Twelve calls at two nodes at once: all in one container, none with another's id or lines.
+/// Twelve calls at two nodes that wait for one another: all in one container, none with another's id or lines.
 fn own_ids_and_lines(kind: &str, code: &str) {
     let mesh = Mesh::of(2);
     let action = json!({"exec": {"kind": kind, "code": code, "binary": false}, "limits": {"concurrency": 50}});
     mesh[1].create("talk", &action);
-    let first = mesh[1].run("talk", &json!({"n": 100, "s": 0}));
-    mesh[2].run("talk", &json!({"n": 100, "s": 0}));
-    let ran = at_once(12, |n| (n, mesh.agents[n % 2].run("talk", &json!({"n": n, "s": 2}))));
+    let first = mesh[1].run("talk", &json!({"n": 100, "meet": 1}));
+    mesh[2].run("talk", &json!({"n": 100, "meet": 1}));
+    let ran = at_once(12, |n| (n, mesh.agents[n % 2].run("talk", &json!({"n": n, "meet": 12}))));
     for (n, ran) in &ran {
         assert_eq!((&ran.result["n"], ran.text("id")), (&json!(n), ran.activation_id.as_str()));
         assert_eq!(ran.number("pid"), first.number("pid"), "one container serves all");

@@ -93,6 +93,6 @@ fn calls_at_a_node_that_never_ran_the_action_run_at_once_in_a_peers_container() 
     let exec = json!({"kind": "builtin:1", "main": "sleep"});
     mesh[1].create("wide", &json!({"exec": exec, "limits": {"memory": 256, "concurrency": 20}}));
     mesh[1].run("wide", &json!({"ms": 0}));
-    let ran = at_once(10, |_| mesh[2].run("wide", &json!({"ms": 2000})));
+    let ran = at_once(10, |_| mesh[2].run("wide", &json!({"ms": 30_000, "until": 10})));
     assert_eq!(ran.iter().map(|ran| ran.number("peak")).max(), Some(10));
 }

@@ -8,6 +8,7 @@ mod endings;
 mod failures;
 mod forming;
 mod intents;
+mod journal;
 mod records;
 #[allow(dead_code, unused_imports, reason = "each target uses its own part of it")]
 #[path = "../support/mod.rs"]

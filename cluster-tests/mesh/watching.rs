@@ -1,12 +1,14 @@
 //! What can be watched: events as they happen, metrics, and the operator's tables.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::agent::BINARY;
-use crate::support::{Mesh, soon};
+use crate::support::{Mesh, Place, SOON, Settings, soon};
 
 #[test]
 fn events_tell_what_happens_as_it_happens() {
@@ -94,6 +96,7 @@ fn metrics_have_their_documented_names_and_count_what_happened() {
         (&owner, "embermesh_vetoes_total{outcome=\"ignored\"} 0"),
         (&owner, "embermesh_queued_activations 0"),
         (&owner, "embermesh_running_activations 0"),
+        (&owner, "embermesh_owed_activations 0"),
         (&owner, "embermesh_containers 1"),
         (&owner, "embermesh_container_memory_bytes 134217728"),
         (&owner, "embermesh_peers 1"),
@@ -101,6 +104,9 @@ fn metrics_have_their_documented_names_and_count_what_happened() {
         (&owner, "embermesh_gossip_bytes_total{direction=\"received\"} "),
         (&owner, "embermesh_gossip_dropped_total 0"),
         (&owner, "embermesh_records_dropped_total 0"),
+        // Nobody was promised anything: the path of blocking calls has no journal.
+        (&owner, "embermesh_journal_commits_total 0"),
+        (&owner, "embermesh_journal_steps_total 0"),
         (&owner, "embermesh_invoke_seconds_count 2"),
         (&owner, "embermesh_queue_wait_seconds_count 2"),
         (&owner, "embermesh_cold_start_seconds_count 1"),
@@ -145,4 +151,31 @@ fn operators_see_the_whole_mesh_from_any_node() {
     assert_eq!((&status["node_id"], &status["ready"], &status["peers_live"]), (&json!("n2"), &json!(true), &json!(2)));
     let held = mesh[3].held_leases();
     assert_eq!((&held[0]["owner"], &held[0]["container_id"]), (&json!("n1"), &json!(ran.container())));
+}
+
+#[test]
+fn a_service_manager_is_told_when_the_agent_is_up_lives_and_goes_down() {
+    let place = Place::new();
+    let path = place.file("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let mut agent =
+        Settings::new(&place, "n1").set("NOTIFY_SOCKET", path.to_str().unwrap()).set("WATCHDOG_USEC", "200000").start();
+    let told = |what: &str| {
+        let mut buffer = [0; 1024];
+        loop {
+            let bytes = manager.recv(&mut buffer).unwrap_or_else(|error| panic!("{what} is not told: {error}"));
+            let said = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
+            if said.lines().any(|line| line == what) {
+                return said;
+            }
+        }
+    };
+    assert!(told("READY=1").contains("STATUS=node n1 serves"));
+    for _ in 0..3 {
+        told("WATCHDOG=1");
+    }
+    agent.signal(Signal::SIGTERM);
+    told("STOPPING=1");
+    agent.expect_clean_end();
 }

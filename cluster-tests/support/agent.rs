@@ -40,6 +40,8 @@ pub(crate) struct Settings {
     pub(crate) memory: String,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) args: Vec<String>,
+    /// As if on another host: it sees none of this one's locks. Needs root.
+    pub(crate) elsewhere: bool,
 }
 
 /// A running agent. Killed when dropped, if it still runs.
@@ -64,6 +66,7 @@ impl Settings {
             memory: "2GiB".to_owned(),
             env: TIMES.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             args: Vec::new(),
+            elsewhere: false,
         }
     }
 
@@ -79,7 +82,7 @@ impl Settings {
 
     /// The agent's command line, with nothing of this process's own settings.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = if self.elsewhere { on_another_host() } else { Command::new(BINARY) };
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EMBERMESH_")) {
             command.env_remove(name);
         }
@@ -275,4 +278,21 @@ pub(crate) fn free_address() -> SocketAddr {
         }
     }
     panic!("this host has no free ports");
+}
+
+/// The agent in a mount namespace where the host's locks are not.
+fn on_another_host() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--", "sh", "-c", r#"mount -t tmpfs none /run && exec "$0" "$@""#, BINARY]);
+    command
+}
+
+/// Whether agents can be started as if on another host.
+pub(crate) fn can_be_elsewhere() -> bool {
+    let tried = Command::new("unshare").args(["--mount", "--", "mount", "-t", "tmpfs", "none", "/run"]).status();
+    let can = tried.is_ok_and(|status| status.success());
+    if !can {
+        eprintln!("SKIPPED: mount namespaces need root");
+    }
+    can
 }

@@ -248,6 +248,11 @@ pub(crate) fn action_path(name: &str) -> String {
     format!("/api/v1/namespaces/_/actions/{name}")
 }
 
+/// What an operator asks of a container: `pause` or `remove`.
+pub(crate) fn container_path(container: &str, what: &str) -> String {
+    format!("/mesh/v1/containers/{container}/{what}")
+}
+
 pub(crate) fn blocking(action: &str) -> String {
     format!("{}?blocking=true", action_path(action))
 }

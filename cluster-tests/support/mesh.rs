@@ -31,9 +31,25 @@ impl Plan {
         Self { place, nodes }
     }
 
+    pub(crate) fn cluster(&self) -> &str {
+        &self.place.cluster
+    }
+
+    /// Changes each node's settings.
+    pub(crate) fn each(mut self, change: impl Fn(Settings) -> Settings) -> Self {
+        self.nodes = self.nodes.into_iter().map(change).collect();
+        self
+    }
+
     /// A configuration key's environment variable, at all nodes.
     pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
         self.nodes = self.nodes.into_iter().map(|node| node.set(name, value)).collect();
+        self
+    }
+
+    /// An argument of the agent's command line, at all nodes.
+    pub(crate) fn arg(mut self, arg: &str) -> Self {
+        self.nodes = self.nodes.into_iter().map(|node| node.arg(arg)).collect();
         self
     }
 

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) use agent::{Agent, Settings};
-pub(crate) use api::{Answer, Ran};
+pub(crate) use api::{Answer, Api, Ran, container_path};
 pub(crate) use mesh::{Mesh, Plan};
 pub(crate) use place::Place;
 

@@ -13,8 +13,10 @@ use serde_json::value::RawValue;
 pub const MAX_INIT_BODY_BYTES: usize = 65 * 1024 * 1024;
 /// Largest body of `/run`: 1 MB of parameters, plus what stands around them.
 pub const MAX_RUN_BODY_BYTES: usize = 1024 * 1024 + 64 * 1024;
-/// Largest result that is passed on. The agent cuts at 1 MB; beyond this the run is answered 502.
+/// Largest result that is passed on. The agent cuts at 1 MB; beyond this the run is answered [`RESULT_TOO_LARGE`].
 pub const MAX_RESULT_BYTES: usize = 4 * 1024 * 1024;
+/// The status of a run whose result is not passed on: to the agent the same as a result over its own limit.
+pub const RESULT_TOO_LARGE: u16 = 507;
 /// Longest log line, in bytes; the rest of a longer one is dropped.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
 
@@ -22,6 +24,9 @@ pub const MAX_LINE_BYTES: usize = 64 * 1024;
 pub const LOG_LINES_HEADER: &str = "x-embermesh-log-lines";
 /// Header of the `/init` answer of a native action: the Unix socket to use from then on.
 pub const SOCKET_HEADER: &str = "x-embermesh-socket";
+/// Header of requests of an agent whose containers outlive it: its epoch. A container answers no older one once it was
+/// adopted by a newer.
+pub const EPOCH_HEADER: &str = "x-embermesh-epoch";
 /// The line on stdout and stderr after which an activation writes nothing more.
 pub const END_MARK: &str = "XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX";
 

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::contract::{LOG_LINES_HEADER, MAX_INIT_BODY_BYTES, MAX_RUN_BODY_BYTES, SOCKET_HEADER};
+use crate::contract::{EPOCH_HEADER, LOG_LINES_HEADER, MAX_INIT_BODY_BYTES, MAX_RUN_BODY_BYTES, SOCKET_HEADER};
 use crate::server::{Answer, Server};
 
 /// Connections served at once; further ones wait to be accepted.
@@ -95,22 +95,37 @@ where
     });
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Run,
+    Init,
+    Adopt,
+}
+
 async fn respond(server: Arc<Server>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let init = match request.uri().path() {
-        "/init" => true,
-        "/run" => false,
+    let call = match request.uri().path() {
+        "/run" => Call::Run,
+        "/init" => Call::Init,
+        "/adopt" => Call::Adopt,
         path => return response(Answer::error(404, format!("there is nothing at {path}: POST to /init or /run"))),
     };
     if request.method() != Method::POST {
         return response(Answer::error(405, format!("{} is not served here: use POST", request.method())));
     }
-    let limit = if init { MAX_INIT_BODY_BYTES } else { MAX_RUN_BODY_BYTES };
+    let limit = if call == Call::Init { MAX_INIT_BODY_BYTES } else { MAX_RUN_BODY_BYTES };
+    let epoch = request.headers().get(EPOCH_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
     let body = match read(request.into_body(), limit).await {
         Ok(body) => body,
         Err(answer) => return response(answer),
     };
     // In a task of its own: a caller that hangs up must not end the run.
-    let work = tokio::spawn(async move { if init { server.init(body).await } else { server.run(body).await } });
+    let work = tokio::spawn(async move {
+        match call {
+            Call::Run => server.run_by(epoch, body).await,
+            Call::Init => server.init_by(epoch, body).await,
+            Call::Adopt => server.adopt(epoch).await,
+        }
+    });
     response(match work.await {
         Ok(answer) => answer,
         Err(e) => Answer::error(502, format!("the runtime failed: {e}")),

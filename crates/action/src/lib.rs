@@ -29,9 +29,14 @@
 //! | 200 and the result, an object or an array | the action answered; a key `error` in it makes it an application error |
 //! | 502 `{"error": "…"}` | it failed, panicked or ended, answered something else, or was not initialised |
 //! | 403 `{"error": "…"}` | as many runs as the container allows are already in progress |
+//! | 507 `{"error": "…"}` | its result is larger than [`contract::MAX_RESULT_BYTES`] |
 //! | 400, 413 | the request is not what is described here, or larger than [`contract::MAX_RUN_BODY_BYTES`] |
 //!
 //! A caller that hangs up does not end its run.
+//!
+//! `POST /adopt` with the header `x-embermesh-epoch`: an agent takes the container over from an earlier life of its own.
+//! 200 `{"running": n}` tells how many runs are still in progress; from then on requests with a lower epoch are
+//! answered 409, and so is this one if a higher epoch was here before.
 //!
 //! # Log lines
 //!

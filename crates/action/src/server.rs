@@ -7,10 +7,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use crate::contract::{InitRequest, RunRequest};
+use crate::contract::{EPOCH_HEADER, InitRequest, RunRequest};
 use crate::gate::{Gate, Refusal};
 use crate::lines::{ActivationLog, Lines};
 
@@ -23,6 +24,11 @@ pub(crate) trait Target: Send + Sync + 'static {
 
     /// One run. Ends its log (on every way out) before it returns.
     fn run<'a>(&'a self, call: Call<'a>) -> Task<'a, Answer>;
+
+    /// An agent of that epoch takes over; `None` if this process's own count of runs is all there is to tell.
+    fn adopt(&self, _epoch: u64) -> Task<'_, Option<Answer>> {
+        Box::pin(async { None })
+    }
 }
 
 /// One run's request.
@@ -73,6 +79,8 @@ impl From<Refusal> for Answer {
 
 pub(crate) struct Server {
     pub(crate) gate: Arc<Gate>,
+    /// The highest of an agent that adopted this container.
+    epoch: AtomicU64,
     lines: Arc<Lines>,
     target: Box<dyn Target>,
 }
@@ -85,10 +93,24 @@ impl fmt::Debug for Server {
 
 impl Server {
     pub(crate) fn new(gate: Arc<Gate>, lines: Arc<Lines>, target: Box<dyn Target>) -> Arc<Self> {
-        Arc::new(Self { gate, lines, target })
+        Arc::new(Self { gate, epoch: AtomicU64::new(0), lines, target })
     }
 
+    #[cfg(test)]
     pub(crate) async fn init(&self, body: Bytes) -> Answer {
+        self.init_by(None, body).await
+    }
+
+    #[cfg(test)]
+    pub(crate) async fn run(&self, body: Bytes) -> Answer {
+        self.run_by(None, body).await
+    }
+
+    /// `epoch`: the calling agent's, if it told.
+    pub(crate) async fn init_by(&self, epoch: Option<u64>, body: Bytes) -> Answer {
+        if let Err(outdated) = self.check(epoch) {
+            return outdated;
+        }
         let init = match InitRequest::parse(&body) {
             Ok(init) => init,
             Err(e) => return Answer::error(400, format!("the body of /init is not what it should be: {e}")),
@@ -110,7 +132,31 @@ impl Server {
         }
     }
 
-    pub(crate) async fn run(&self, body: Bytes) -> Answer {
+    pub(crate) async fn adopt(&self, epoch: Option<u64>) -> Answer {
+        let Some(epoch) = epoch else {
+            return Answer::error(400, format!("/adopt needs the header {EPOCH_HEADER} with the agent's epoch"));
+        };
+        // First the epoch, then the count: a run that begins meanwhile is in one or sees the other.
+        let before = self.epoch.fetch_max(epoch, Ordering::SeqCst);
+        if before > epoch {
+            return outdated(epoch, before);
+        }
+        match self.target.adopt(epoch).await {
+            Some(answer) => answer,
+            None => Answer::new(200, serde_json::json!({ "running": self.gate.running() }).to_string()),
+        }
+    }
+
+    fn check(&self, epoch: Option<u64>) -> Result<(), Answer> {
+        let known = self.epoch.load(Ordering::SeqCst);
+        match epoch {
+            Some(epoch) if epoch < known => Err(outdated(epoch, known)),
+            _ => Ok(()),
+        }
+    }
+
+    /// `epoch`: the calling agent's, if it told.
+    pub(crate) async fn run_by(&self, epoch: Option<u64>, body: Bytes) -> Answer {
         let request = match RunRequest::parse(&body) {
             Ok(request) => request,
             Err(e) => return Answer::error(400, format!("the body of /run is not what it should be: {e}")),
@@ -119,7 +165,14 @@ impl Server {
             Ok(permit) => permit,
             Err(refusal) => return refusal.into(),
         };
+        if let Err(outdated) = self.check(epoch) {
+            return outdated;
+        }
         let log = Arc::new(ActivationLog::new(self.lines.clone(), request.activation_id.as_str()));
         self.target.run(Call { request, body: &body, log }).await
     }
+}
+
+fn outdated(epoch: u64, known: u64) -> Answer {
+    Answer::error(409, format!("epoch {epoch} is over: an agent of epoch {known} has adopted this container"))
 }

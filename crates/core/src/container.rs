@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Starting -> Initializing -> Warm <-> Pausing -> Paused -> Resuming -> Warm
+//!                 Adopting ----+--------------------+
 //!                              |                    |
 //!                              +----- Retiring -----+-----> Removing -> Removed
 //! Failed -> Removing
@@ -99,6 +100,11 @@ impl Container {
             fresh: None,
             idle_timer: None,
         }
+    }
+
+    /// One that outlived an earlier life of its node.
+    pub fn found(action: ActionId, revision: Revision, slots: u32, memory_mb: u64, now: Time) -> Self {
+        Self { state: Lifecycle::Adopting, ..Self::new(action, revision, slots, memory_mb, now) }
     }
 
     pub fn state(&self) -> Lifecycle {

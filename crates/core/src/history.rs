@@ -56,9 +56,11 @@ pub enum What {
     Began(Premises),
 
     // Own activations.
+    /// Above attempt 0, an earlier one may have run.
     Invoked {
         activation: ActivationId,
         idempotent: bool,
+        attempt: u32,
     },
     /// The body leaves this node, or may.
     BodySent {
@@ -235,8 +237,8 @@ impl What {
     pub(crate) fn of_input(input: &Input) -> Option<What> {
         let heard = |request: &RequestId, heard| Some(What::Heard { request: request.clone(), heard });
         match input {
-            Input::InvokeRequested { activation, spec, .. } => {
-                Some(What::Invoked { activation: *activation, idempotent: spec.idempotent })
+            Input::InvokeRequested { activation, spec, attempt, .. } => {
+                Some(What::Invoked { activation: *activation, idempotent: spec.idempotent, attempt: *attempt })
             }
             Input::PeerUp { peer, epoch } => Some(What::Shown { peer: peer.clone(), epoch: *epoch }),
             Input::RunFinished { container, run, end } => {
@@ -250,7 +252,7 @@ impl What {
             Input::RunAnswered { request, end } => match end {
                 RemoteEnd::Refused(RunRefusal::WrongEpoch | RunRefusal::StaleRequest) => heard(request, Heard::Refused),
                 RemoteEnd::Answered { .. } | RemoteEnd::Refused(_) => heard(request, Heard::Settled),
-                RemoteEnd::NeverSent => heard(request, Heard::NeverLeft),
+                RemoteEnd::NeverSent | RemoteEnd::Withdrawn => heard(request, Heard::NeverLeft),
                 RemoteEnd::Unknown => None,
             },
             _ => None,

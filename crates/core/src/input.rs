@@ -18,6 +18,19 @@ pub enum Input {
         activation: ActivationId,
         spec: Arc<ActionSpec>,
         body_bytes: u64,
+        /// Above 0, an earlier attempt may have run: this node knows of it from its journal.
+        attempt: u32,
+        /// Its body is kept until `BodyDropped`, not only while it waits.
+        journaled: bool,
+    },
+    /// The journal keeps the body of an activation that this node has accepted before.
+    BodyKept {
+        activation: ActivationId,
+        bytes: u64,
+    },
+    /// The journal keeps it no more.
+    BodyDropped {
+        activation: ActivationId,
     },
     /// The caller left: what waits is dropped, what runs goes on.
     InvokeCancelled {
@@ -44,6 +57,11 @@ pub enum Input {
     DrainRequested {
         deadline_us: Micros,
         force: bool,
+    },
+    /// Stop accepting work and let runs and leases end, but keep the containers: the next life of this node adopts
+    /// them. At the deadline report those that are still in use.
+    HandOverRequested {
+        deadline_us: Micros,
     },
 
     // From the action registry.
@@ -190,6 +208,17 @@ pub enum Input {
     RemoveEnded {
         container: u64,
     },
+    /// The engine has a container of an earlier life of this node that could serve on; `found` is the driver's own
+    /// number for it. `spec` is what it serves, the newest revision.
+    ContainerFound {
+        found: u64,
+        spec: Arc<ActionSpec>,
+    },
+    /// It answers to this epoch, and nothing of an earlier one runs in it.
+    ContainerAdopted {
+        container: u64,
+        paused: bool,
+    },
     /// It ended by itself.
     ContainerDied {
         container: u64,
@@ -211,6 +240,8 @@ pub enum RunEnd {
     TimedOut,
     /// The body provably never reached the container.
     NeverStarted,
+    /// The origin did not hand the body on, and takes the activation back: nothing is wrong with the container.
+    Withdrawn,
     /// The connection broke; the container is not to be trusted any more.
     Lost,
 }
@@ -225,6 +256,8 @@ pub enum RemoteEnd {
     Refused(RunRefusal),
     /// The body provably never left.
     NeverSent,
+    /// It was not handed on, and the activation is taken back: nothing is wrong with the lease.
+    Withdrawn,
     /// It left, and neither answer nor refusal came.
     Unknown,
 }

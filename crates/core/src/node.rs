@@ -18,6 +18,7 @@
 //! | `view` | what the node shows of itself |
 
 mod acquire;
+mod adopt;
 mod answers;
 mod drain;
 mod engine;
@@ -70,6 +71,9 @@ pub struct Node {
     actions: BTreeMap<ActionId, Action>,
     activations: BTreeMap<ActivationId, Activation>,
     queued_bytes: u64,
+    /// Bodies that the journal keeps: they count like those that wait.
+    kept: BTreeMap<ActivationId, u64>,
+    kept_bytes: u64,
     containers: BTreeMap<u64, Container>,
     held: BTreeMap<LeaseKey, HeldLease>,
     requests: BTreeMap<u64, OutRequest>,
@@ -190,6 +194,8 @@ impl Node {
             actions: BTreeMap::new(),
             activations: BTreeMap::new(),
             queued_bytes: 0,
+            kept: BTreeMap::new(),
+            kept_bytes: 0,
             containers: BTreeMap::new(),
             held: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -309,12 +315,17 @@ impl Node {
         }
         match input {
             Input::Tick => {}
-            Input::InvokeRequested { activation, spec, body_bytes } => self.handle_invoke(activation, spec, body_bytes),
+            Input::InvokeRequested { activation, spec, body_bytes, attempt, journaled } => {
+                self.handle_invoke(activation, spec, body_bytes, attempt, journaled);
+            }
+            Input::BodyKept { activation, bytes } => self.keep_body(activation, bytes),
+            Input::BodyDropped { activation } => self.drop_body(activation),
             Input::InvokeCancelled { activation } => self.handle_cancel(activation),
             Input::IntentRequested { container, kind, force } => self.handle_intent_request(container, kind, force),
             Input::VetoRequested { container, round, hold_us } => self.handle_veto_request(container, round, hold_us),
             Input::ReleaseRequested { owner, fence } => self.handle_release_request(&owner, fence),
             Input::DrainRequested { deadline_us, force } => self.handle_drain(deadline_us, force),
+            Input::HandOverRequested { deadline_us } => self.handle_hand_over(deadline_us),
             Input::ActionChanged { spec } => {
                 // Of one that this node has nothing to do with, the registry knows enough.
                 if self.actions.contains_key(&spec.action) {
@@ -377,6 +388,8 @@ impl Node {
             Input::PauseEnded { container, ok } => self.handle_pause_ended(container, ok),
             Input::ResumeEnded { container, ok } => self.handle_resume_ended(container, ok),
             Input::RemoveEnded { container } => self.handle_remove_ended(container),
+            Input::ContainerFound { found, spec } => self.handle_found(found, spec),
+            Input::ContainerAdopted { container, paused } => self.handle_adopted(container, paused),
             Input::ContainerDied { container } => self.handle_died(container),
             Input::RunFinished { container, run, end } => self.handle_run_finished(container, run, end),
         }

@@ -14,6 +14,7 @@ pub enum Output {
         activation: ActivationId,
         run: RunId,
         container: u64,
+        attempt: u32,
         served: Served,
     },
     /// Run it on a held lease; ends with `RunAnswered`.
@@ -82,6 +83,15 @@ pub enum Output {
         action: ActionId,
         revision: Revision,
     },
+    /// Takes a container over that was found, under this number.
+    AdoptContainer {
+        found: u64,
+        container: u64,
+    },
+    /// Ends one that was found and that is of no use.
+    DiscardFound {
+        found: u64,
+    },
     PauseContainer {
         container: u64,
     },
@@ -107,7 +117,7 @@ pub enum Output {
     Event(Event),
     /// For whoever judges; only if [`Node::with_history`](crate::Node::with_history) asked for it.
     History(Box<Record>),
-    /// The drain ended; `left` is empty when all containers are gone.
+    /// The drain ended; `left` is empty when all containers are gone, or idle if they are to be handed over.
     Drained {
         left: Vec<u64>,
     },
@@ -340,6 +350,10 @@ pub enum Event {
         container: u64,
         action: ActionId,
         cold_us: Micros,
+    },
+    ContainerAdopted {
+        container: u64,
+        action: ActionId,
     },
     ContainerFailed {
         container: u64,

@@ -5,22 +5,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use embermesh_node::clock::Clock;
-use embermesh_node::config::{ByteSize, NodeConfig};
+use embermesh_node::clock::{Clock, wall_us};
+use embermesh_node::config::{ByteSize, DockerSection, EngineKind, NodeConfig, PullPolicy};
+use embermesh_node::containers::Engine;
+use embermesh_node::containers::docker::{DockerEngine, DockerEngineConfig, Images, Pull};
 use embermesh_node::containers::process::{ProcessEngine, ProcessEngineConfig};
 use embermesh_node::data_dir::DataDir;
+use embermesh_node::faults::Faults;
 use embermesh_node::gossip::UdpDatagrams;
 use embermesh_node::net::HostNet;
 use embermesh_node::store::RedbStore;
-use embermesh_node::{Leaving, Node, Parts};
+use embermesh_node::{Leaving, Node, Parts, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{AgentArgs, LogFormat};
+use crate::cli::{self, AgentArgs, LogFormat};
+use crate::service;
 
 /// Exit code for a command line or a configuration that can't be.
 const USAGE: u8 = 2;
-/// Exit code of an agent that found a newer one with its id.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+/// Exit code of an agent whose id is another's: one that answers for it already, or a newer one.
 const REPLACED: u8 = 4;
 
 pub(crate) fn run(args: AgentArgs) -> ExitCode {
@@ -39,23 +44,24 @@ pub(crate) fn run(args: AgentArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(serve(config, args.until_stdin_closes));
+    let ended = runtime.block_on(serve(config, &args));
     runtime.shutdown_timeout(Duration::from_secs(2));
     match ended {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            let taken = matches!(error.downcast_ref(), Some(StartError::Taken(_)));
+            if taken { ExitCode::from(REPLACED) } else { ExitCode::FAILURE }
         }
     }
 }
 
-async fn serve(config: NodeConfig, until_stdin_closes: bool) -> anyhow::Result<ExitCode> {
+async fn serve(config: NodeConfig, args: &AgentArgs) -> anyhow::Result<ExitCode> {
     // Before anything is started: a signal that comes during the start must not be lost.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be watched")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be watched")?;
     let node = tokio::select! {
-        node = start(config) => node?,
+        node = start(config, args.enable_fault_injection) => node?,
         _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
         _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
     };
@@ -63,13 +69,16 @@ async fn serve(config: NodeConfig, until_stdin_closes: bool) -> anyhow::Result<E
         node = %node.id(), epoch = node.epoch().0, mesh = %node.mesh_addr(), api = %node.api_addr(),
         "the node is up"
     );
+    service::ready(&node);
     let why = tokio::select! {
+        () = service::watchdog(node.clone()) => None,
         why = node.left() => Some(why),
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
-        () = stdin_closes(until_stdin_closes) => None,
+        () = stdin_closes(args.until_stdin_closes) => None,
     };
     tracing::info!(?why, "the node goes down; a second signal ends it at once");
+    service::stopping();
     tokio::select! {
         () = node.shutdown() => {}
         _ = terminate.recv() => tracing::warn!("ended at once"),
@@ -101,26 +110,71 @@ async fn stdin_closes(watched: bool) {
     }
 }
 
-async fn start(config: NodeConfig) -> anyhow::Result<Node> {
+async fn start(config: NodeConfig, fault_injection: bool) -> anyhow::Result<Node> {
     let data_dir = DataDir::open(&config.node.data_dir, &config.node.id, &config.node.cluster)?;
     let store = RedbStore::open(data_dir.store_file())?;
+    let engine: Arc<dyn Engine> = match config.engine.kind {
+        EngineKind::Process => Arc::new(process_engine(&config, &data_dir)?),
+        EngineKind::Docker => Arc::new(docker_engine(&config, &data_dir).await?),
+    };
+    let (clock, faults) = clock_and_faults(fault_injection);
+    let parts = Parts {
+        engine,
+        store: Arc::new(store),
+        net: Arc::new(HostNet),
+        datagrams: Arc::new(UdpDatagrams),
+        clock,
+        data_dir,
+        faults,
+    };
+    Ok(Node::start(config, parts).await?)
+}
+
+fn clock_and_faults(fault_injection: bool) -> (Clock, Option<Arc<Faults>>) {
+    if !fault_injection {
+        return (Clock::default(), None);
+    }
+    tracing::warn!(
+        "FAULT INJECTION IS ENABLED: whoever reaches the API can cut this node off, bend its clock and stall its engine"
+    );
+    let clock = Clock::adjustable();
+    (clock.clone(), Some(Faults::new(clock, wall_us())))
+}
+
+fn process_engine(config: &NodeConfig, data_dir: &DataDir) -> anyhow::Result<ProcessEngine> {
     let engine = ProcessEngine::new(ProcessEngineConfig::new(
-        "/proc/self/exe",
+        OWN_PROGRAM,
         data_dir.containers_dir(),
         config.node.id.clone(),
         format!("http://{}", config.listen.api),
     ))
     .context("the process engine can't run here")?;
     tracing::info!(isolation = %engine.isolation(), "containers are processes of this host");
-    let parts = Parts {
-        engine: Arc::new(engine),
-        store: Arc::new(store),
-        net: Arc::new(HostNet),
-        datagrams: Arc::new(UdpDatagrams),
-        clock: Clock::default(),
-        data_dir,
+    Ok(engine)
+}
+
+async fn docker_engine(config: &NodeConfig, data_dir: &DataDir) -> anyhow::Result<DockerEngine> {
+    let DockerSection { socket, pull, pull_timeout, start_timeout, network, pids, images } = config.docker.clone();
+    let mut docker = DockerEngineConfig::new(
+        OWN_PROGRAM,
+        data_dir.containers_dir(),
+        data_dir.instance().to_string(),
+        config.node.cluster.clone(),
+        config.node.id.clone(),
+        format!("http://{}", config.listen.api),
+    );
+    docker.socket = socket;
+    docker.images = Images { native: images.native, python: images.python, nodejs: images.nodejs };
+    docker.pull = match pull {
+        PullPolicy::Missing => Pull::Missing,
+        PullPolicy::Never => Pull::Never,
+        PullPolicy::Always => Pull::Always,
     };
-    Ok(Node::start(config, parts).await?)
+    (docker.pull_timeout, docker.start_timeout) = (pull_timeout, start_timeout);
+    (docker.network, docker.max_processes) = (network, pids.into());
+    let engine = DockerEngine::connect(docker).await.context("the Docker engine can't be used")?;
+    tracing::info!(socket = %config.docker.socket.display(), "containers are the Docker engine's");
+    Ok(engine)
 }
 
 /// Flag over environment over file over default.
@@ -149,6 +203,12 @@ fn configuration(args: &AgentArgs) -> anyhow::Result<NodeConfig> {
     }
     if let Some(memory_mb) = args.memory_mb {
         config.engine.memory = Some(ByteSize(memory_mb << 20));
+    }
+    if let Some(engine) = args.engine {
+        config.engine.kind = match engine {
+            cli::Engine::Process => EngineKind::Process,
+            cli::Engine::Docker => EngineKind::Docker,
+        };
     }
     config.join.extend(args.join.iter().cloned());
     config.listen.insecure |= args.insecure;

@@ -3,6 +3,7 @@
 
 pub(crate) mod action;
 pub(crate) mod agent;
+pub(crate) mod chaos;
 pub(crate) mod values;
 
 use std::time::Duration;
@@ -10,7 +11,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use action::{ActionCommand, ActivationCommand, InvokeArgs};
-pub(crate) use agent::{AgentArgs, DemoArgs, LogFormat};
+pub(crate) use agent::{AgentArgs, DemoArgs, Engine, LogFormat};
+pub(crate) use chaos::{ChaosCommand, Fault, InjectArgs, Way};
 
 const EXAMPLES: &str = "\
 Start a node, then talk to it from another terminal:
@@ -139,8 +141,16 @@ pub(crate) enum OperatorCommand {
     /// Empty the node: no new work, and all containers end as soon as they are idle
     Drain(DrainArgs),
 
-    /// Take the node out of the mesh and end its agent
-    Leave,
+    /// Take the node out of the mesh and end its agent, once all activations that it accepted have ended
+    Leave {
+        /// Leave at once: accepted activations that have not ended stay in the data folder
+        #[arg(long)]
+        force: bool,
+    },
+
+    /// Make faults on purpose, in a mesh that was started for it
+    #[command(subcommand)]
+    Chaos(ChaosCommand),
 }
 
 const CHECK_EXAMPLES: &str = "\

@@ -2,13 +2,42 @@
 #![allow(clippy::unwrap_used)]
 
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// One at a time: each wants the machine for itself.
+static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn the_demo_shows_every_step_and_leaves_nothing_running() {
+    let (figures, cluster) = demo(&[]);
+    assert_eq!(figures["engine"], "process");
+    assert!(!running(&cluster), "agents of {cluster} are left");
+}
+
+#[test]
+fn the_demo_shows_every_step_on_docker_and_leaves_nothing_running() {
+    let docker = |args: &[&str]| Command::new("docker").args(args).stderr(Stdio::null()).output();
+    if !docker(&["version"]).is_ok_and(|output| output.status.success()) {
+        let required = std::env::var("EMBERMESH_REQUIRE_DOCKER").as_deref() == Ok("1");
+        assert!(!required, "EMBERMESH_REQUIRE_DOCKER is set, and `docker version` finds no engine");
+        return eprintln!("SKIPPED: there is no Docker engine");
+    }
+    let (figures, cluster) = demo(&["--docker"]);
+    assert_eq!(figures["engine"], "docker");
+    assert!(figures["bare_start_ms"]["p50"].as_f64().unwrap() > 0.0, "{figures}");
+    assert!(figures["resumed_ms"]["p50"].as_f64() < figures["cold_start_ms"]["p50"].as_f64(), "{figures}");
+    assert!(!running(&cluster), "agents of {cluster} are left");
+    let left = docker(&["ps", "-aq", "--filter", &format!("label=embermesh.cluster={cluster}")]).unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "", "containers of {cluster} are left");
+}
+
+/// Its figures, and the name of its mesh.
+fn demo(options: &[&str]) -> (serde_json::Value, String) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let began = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_embermesh"));
-    command.args(["demo", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["demo", "--json"]).args(options).stdout(Stdio::piped()).stderr(Stdio::piped());
     let demo = command.spawn().unwrap();
     let cluster = format!("demo-{}", demo.id());
     let output = demo.wait_with_output().unwrap();
@@ -25,7 +54,7 @@ fn the_demo_shows_every_step_and_leaves_nothing_running() {
     assert!(figures["herd_cold_starts"].as_u64().unwrap() < 3, "{figures}");
     assert_eq!((&figures["vetoed"], &figures["committed"]), (&1.into(), &1.into()), "{figures}");
     assert_eq!(figures["slots_recovered"], 8, "{figures}");
-    assert!(!running(&cluster), "agents of {cluster} are left");
+    (figures, cluster)
 }
 
 fn running(cluster: &str) -> bool {

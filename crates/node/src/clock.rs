@@ -1,47 +1,98 @@
 //! The node's clocks: the monotonic one that the core lives on, and the wall clock for people.
 
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use embermesh_core::Time;
 use tokio::time::Instant;
 
-/// Monotonic microseconds since the node started, with a rate that tests may set: tokio's clock, so that paused
-/// and simulated time work.
+/// Monotonic microseconds since the node started: tokio's clock, so that paused and simulated time work.
+///
+/// A clock made by [`Clock::with_drift`] or [`Clock::adjustable`] runs at a rate of its own, for tests; a change of
+/// rate bends it and never makes it jump.
 #[derive(Debug, Clone)]
 pub struct Clock {
     start: Instant,
-    /// Parts per million that this clock runs fast (or slow).
+    bent: Option<Arc<RwLock<Bend>>>,
+}
+
+/// Since when a clock has run at which rate, and what it showed then.
+#[derive(Debug, Clone, Copy)]
+struct Bend {
+    since: Instant,
+    shown_us: u64,
+    /// Parts per million that it runs fast (or slow).
     drift_ppm: i64,
 }
 
+/// What a clock shows at first: `now - something small` never meets the floor.
+const FIRST_SHOWN_US: u64 = 1_000_000;
+
 impl Default for Clock {
     fn default() -> Self {
-        Self::with_drift(0)
+        Self { start: Instant::now(), bent: None }
     }
 }
 
 impl Clock {
     pub fn with_drift(drift_ppm: i64) -> Self {
-        Self { start: Instant::now(), drift_ppm }
+        let start = Instant::now();
+        let bend = Bend { since: start, shown_us: FIRST_SHOWN_US, drift_ppm };
+        Self { start, bent: Some(Arc::new(RwLock::new(bend))) }
+    }
+
+    /// One whose rate can be set.
+    pub fn adjustable() -> Self {
+        Self::with_drift(0)
     }
 
     pub fn now(&self) -> Time {
-        let real = i128::try_from(self.start.elapsed().as_micros()).unwrap_or(i128::MAX);
-        let drifted = real + real * i128::from(self.drift_ppm) / 1_000_000;
-        // One second ahead of zero: `now - something small` never meets the floor.
-        Time(u64::try_from(drifted).unwrap_or(0) + 1_000_000)
+        Time(self.bend().shown_at(Instant::now()))
     }
 
     /// When that moment comes, on tokio's clock: never earlier, or the one who sleeps until then would find that it
     /// has not come yet.
     pub fn instant(&self, at: Time) -> Instant {
+        self.bend().comes_at(at.0)
+    }
+
+    /// From now on it runs fast by so many parts per million; clones are the same clock. Nothing changes for a
+    /// clock that has no rate of its own.
+    pub(crate) fn set_drift(&self, drift_ppm: i64) {
+        if let Some(bent) = &self.bent {
+            let mut bend = bent.write().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            *bend = Bend { since: now, shown_us: bend.shown_at(now), drift_ppm };
+        }
+    }
+
+    pub(crate) fn drift_ppm(&self) -> i64 {
+        self.bend().drift_ppm
+    }
+
+    fn bend(&self) -> Bend {
+        match &self.bent {
+            None => Bend { since: self.start, shown_us: FIRST_SHOWN_US, drift_ppm: 0 },
+            Some(bent) => *bent.read().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+}
+
+impl Bend {
+    fn shown_at(&self, moment: Instant) -> u64 {
+        let real = i128::try_from(moment.duration_since(self.since).as_micros()).unwrap_or(i128::MAX);
+        let drifted = real + real * i128::from(self.drift_ppm) / 1_000_000;
+        self.shown_us.saturating_add(u64::try_from(drifted).unwrap_or(0))
+    }
+
+    fn comes_at(&self, shown_us: u64) -> Instant {
         // As good as never, and does not overflow an Instant.
         const YEAR_US: i128 = 365 * 86_400 * 1_000_000;
-        let drifted = i128::from(at.0.saturating_sub(1_000_000));
+        let drifted = i128::from(shown_us.saturating_sub(self.shown_us));
         let rate_ppm = 1_000_000 + i128::from(self.drift_ppm);
-        let real = (drifted * 1_000_000 + rate_ppm - 1) / rate_ppm;
+        let real = (drifted * 1_000_000 + rate_ppm - 1) / rate_ppm.max(1);
         let micros = u64::try_from(real.clamp(0, YEAR_US)).unwrap_or(0);
-        self.start + std::time::Duration::from_micros(micros)
+        self.since + std::time::Duration::from_micros(micros)
     }
 }
 
@@ -109,6 +160,20 @@ mod tests {
             tokio::time::sleep_until(clock.instant(at)).await;
             let error = clock.now().0.abs_diff(at.0);
             assert!(error <= 2_000, "{drift}: off by {error} µs");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_whose_rate_changes_neither_jumps_nor_stops() {
+        let clock = Clock::adjustable();
+        let mut shown = clock.now();
+        for ppm in [10_000, -10_000, 0, 500_000] {
+            clock.set_drift(ppm);
+            assert_eq!(clock.now(), shown, "it goes on from what it showed");
+            tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+            let passed = clock.now().since(shown);
+            assert_eq!(passed, (10_000_000 + 10 * ppm) as u64, "{ppm}");
+            shown = clock.now();
         }
     }
 }

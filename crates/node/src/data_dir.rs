@@ -10,6 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -23,6 +24,8 @@ const FORMAT: u32 = 1;
 const IDENTITY: &str = "node.toml";
 const EPOCH: &str = "epoch";
 const LOCK: &str = "agent.lock";
+const HOST_LOCK_PATIENCE: Duration = Duration::from_secs(20);
+const HOST_LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// A node's data folder, held by this process.
 #[derive(Debug)]
@@ -88,6 +91,20 @@ struct Identity {
 /// while one lives.
 pub fn clear_host_lock(node_id: &str, cluster: &str) {
     drop(lock::take_for_host(&lock::runtime_dirs(), node_id, cluster, Path::new("")));
+}
+
+/// Keeps other agents of this host from doing what `name` says until it is dropped. After some seconds, and where
+/// no lock can be made, it gives up: rather both at once than not at all.
+pub(crate) async fn lock_on_host(name: &str) -> Option<nix::fcntl::Flock<std::fs::File>> {
+    let deadline = tokio::time::Instant::now() + HOST_LOCK_PATIENCE;
+    while tokio::time::Instant::now() < deadline {
+        match lock::try_on_host(&lock::runtime_dirs(), name) {
+            Ok(None) => tokio::time::sleep(HOST_LOCK_POLL).await,
+            Ok(taken) => return taken,
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 impl DataDir {

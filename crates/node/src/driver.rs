@@ -37,7 +37,7 @@ struct Waiting {
 /// What an own activation's task is to do next.
 #[derive(Debug)]
 pub(crate) enum Assignment {
-    Local { run: RunId, container: u64, served: Served },
+    Local { run: RunId, container: u64, attempt: u32, served: Served },
     Leased(SendRun),
     Reserve(SendReserve),
     Refused(Refusal),
@@ -65,6 +65,11 @@ impl Driver {
     /// A look at the state; nothing may be decided on it.
     pub(crate) fn look<T>(&self, with: impl FnOnce(&embermesh_core::Node) -> T) -> T {
         with(&self.lock())
+    }
+
+    /// The clock runs at another rate: what the timer task sleeps until is no longer right.
+    pub(crate) fn clock_changed(&self) {
+        self.earlier.notify_one();
     }
 
     /// One step.
@@ -228,10 +233,13 @@ impl Node {
                 Output::StartContainer { container, action, revision } => {
                     self.spawn_start(container, action, revision);
                 }
+                // Taken by the step that found it.
+                Output::AdoptContainer { .. } => {}
+                Output::DiscardFound { found } => self.discard_found(found),
                 Output::PauseContainer { container } => self.spawn_pause(container),
                 Output::ResumeContainer { container } => self.spawn_resume(container),
                 Output::RemoveContainer { container } => self.spawn_remove(container),
-                Output::PublishAdvert { hash, advert } => self.publish_advert(hash, advert),
+                Output::PublishAdvert { hash, .. } => self.publish_advert(hash),
                 Output::Event(event) => self.publish_event(event),
                 Output::Drained { left } => self.drain_ended(left),
                 Output::History(record) => self.write_history(&record),
@@ -283,7 +291,9 @@ fn assigned_to(output: &Output) -> Option<ActivationId> {
 fn assignment(output: Output) -> Option<(ActivationId, Assignment)> {
     let id = assigned_to(&output)?;
     let assignment = match output {
-        Output::RunLocal { run, container, served, .. } => Assignment::Local { run, container, served },
+        Output::RunLocal { run, container, attempt, served, .. } => {
+            Assignment::Local { run, container, attempt, served }
+        }
         Output::SendRun(send) => Assignment::Leased(send),
         Output::SendReserve(send) => Assignment::Reserve(send),
         Output::Refuse { refusal, .. } => Assignment::Refused(refusal),

@@ -79,17 +79,17 @@ impl Node {
         self.publish("r", &format!("{:016x}", self.registry().digest()));
     }
 
-    pub(crate) fn publish_advert(&self, hash: ActionHash, advert: Advert) {
-        let slot = {
-            let mut slots = self.slots().lock();
-            let Some(slot) = slots.own_slot(hash) else { return };
-            if advert == Advert::default() {
-                slots.own.remove(&slot)
-            } else {
-                slots.own.insert(slot, hash)
-            };
-            slot
-        };
+    /// Tells what the core says of an action by now: of two that come here with their steps' news, the later one may
+    /// be the quicker.
+    pub(crate) fn publish_advert(&self, hash: ActionHash) {
+        let mut slots = self.slots().lock();
+        let advert = self.driver().look(|core| core.published_advert(hash));
+        let Some(slot) = slots.own_slot(hash) else { return };
+        if advert == Advert::default() {
+            slots.own.remove(&slot);
+        } else {
+            slots.own.insert(slot, hash);
+        }
         let Advert { warm, paused, starting, free_bucket } = advert;
         self.publish(&format!("a/{slot}"), &format!("{hash},{warm},{paused},{starting},{free_bucket}"));
     }

@@ -176,7 +176,7 @@ mod tests {
         let mut node = Node::new(NodeId::new("n1"), Epoch(epoch), Arc::new(Config::default()), 1).with_history();
         let activation = ActivationId(u128::MAX - u128::from(epoch));
         let inputs = [
-            Input::InvokeRequested { activation, spec, body_bytes: 1 },
+            Input::InvokeRequested { activation, spec, body_bytes: 1, attempt: 0, journaled: false },
             Input::ContainerCreated { container: 1 },
             Input::ContainerReady { container: 1 },
         ];

@@ -52,4 +52,12 @@ pub enum InvokeError {
     Deleted { namespace: String, name: String },
     #[error("the caller left before it could run")]
     Cancelled,
+    #[error(
+        "this node can't promise to run what nobody waits for ({reason}): wait for the answer with blocking=true, or use another node; it goes on by itself once its data folder can be written"
+    )]
+    NotKept { reason: String },
+    #[error(
+        "activation `{activation_id}` has not ended, and this node can't promise that it will ({reason}): if it has begun it goes on, else it was cancelled"
+    )]
+    NotPromised { activation_id: String, reason: String },
 }

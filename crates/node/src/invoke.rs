@@ -2,7 +2,8 @@
 //!
 //! The task that serves the call does all of it: it asks the core for an assignment, carries that out (in an own
 //! container, or by gRPC on a lease), tells the core how it went, and takes the next assignment if the
-//! activation has not ended. Two short locks and no channel on the warm path.
+//! activation has not ended. Two short locks and no channel on the warm path. What the journal has to do with those
+//! that nobody waits for is in `kept`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,66 +14,62 @@ use embermesh_core::input::RemoteEnd;
 use embermesh_core::output::{Refusal, SendReserve, SendRun, Served};
 use embermesh_core::{ActivationId, Input};
 use embermesh_proto::v1;
-use serde_json::json;
 use serde_json::value::RawValue;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use crate::clock::wall_ms;
 use crate::detached::Detached;
 use crate::driver::{Assignment, Mine};
 use crate::invocation::{Call, InvokeError, Invoked, Wait};
+use crate::kept::{After, Handed, Keeping};
 use crate::node::Node;
 use crate::outcome::Outcome;
+use crate::record::Ended;
 use crate::registry::action::{ActionEntry, KeyValue};
-use crate::store::{ActivationRecord, ActivationResponse, ActivationStatus};
+use crate::store::{ActivationRecord, ActivationStatus};
 
-/// How long a record waits for its log lines.
-const LOG_PATIENCE: Duration = Duration::from_secs(2);
+const LOST: &str = "The node that ran this activation was lost: whether it ran is not known.";
 
 /// One activation under way.
-struct Activation {
-    id: ActivationId,
-    hex: String,
-    entry: Arc<ActionEntry>,
-    call: Call,
-    arrived: Instant,
-    arrived_ms: u64,
+pub(crate) struct Activation {
+    pub(crate) id: ActivationId,
+    pub(crate) hex: String,
+    pub(crate) entry: Arc<ActionEntry>,
+    pub(crate) call: Call,
+    pub(crate) arrived: Instant,
+    pub(crate) arrived_ms: u64,
+    pub(crate) keeping: Keeping,
 }
 
-/// How it ended at this node.
-struct Ended {
-    outcome: Outcome,
-    served: Option<Served>,
-    started_ms: u64,
-    waited: Duration,
-    init_ms: Option<u64>,
-    /// Where its log lines are: here, or at a peer.
-    ran_at: Option<embermesh_core::NodeId>,
-    container: Option<u64>,
-    indeterminate: bool,
-}
+/// An assignment, or where it will come.
+pub(crate) type Next = Mine<Assignment, mpsc::Receiver<Assignment>>;
 
-impl Ended {
-    /// It did not run, or nobody knows where.
-    fn without_run(activation: &Activation, outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            served: None,
-            started_ms: activation.arrived_ms,
-            waited: activation.arrived.elapsed(),
-            init_ms: None,
-            ran_at: None,
-            container: None,
-            indeterminate: false,
-        }
-    }
-}
+/// How an activation that somebody waits for goes on.
+pub(crate) type Rest = Detached<Result<ActivationRecord, InvokeError>>;
 
 /// Tells the core when the caller leaves before the end.
-struct HangUp {
-    node: Node,
-    id: ActivationId,
-    rest: Option<Detached<Result<ActivationRecord, InvokeError>>>,
+pub(crate) struct HangUp {
+    pub(crate) node: Node,
+    pub(crate) id: ActivationId,
+    pub(crate) rest: Option<Rest>,
+}
+
+enum Step {
+    Ended(Ended),
+    Again(Next),
+}
+
+impl Activation {
+    pub(crate) fn new(
+        id: ActivationId,
+        entry: Arc<ActionEntry>,
+        call: Call,
+        arrived_ms: u64,
+        keeping: Keeping,
+    ) -> Arc<Self> {
+        Arc::new(Self { id, hex: id.to_string(), entry, call, arrived: Instant::now(), arrived_ms, keeping })
+    }
 }
 
 impl Node {
@@ -83,68 +80,59 @@ impl Node {
             .await
             .ok_or_else(|| InvokeError::NotFound { namespace: call.namespace.clone(), name: call.name.clone() })?;
         let id = new_activation_id();
-        let hex = id.to_string();
-        let arrived = Instant::now();
-        let activation = Activation { id, hex: hex.clone(), entry, call, arrived, arrived_ms: wall_ms() };
-        let activation = Arc::new(activation);
-        let refused = Refused { node: self.clone(), activation: activation.clone() };
-        let mut run = Detached::new(self.clone().run_to_end(activation));
-        if let Wait::For(longest) = wait {
-            let mut caller = HangUp { node: self.clone(), id, rest: Some(run) };
-            let ended = match caller.rest.as_mut() {
-                Some(run) => timeout(longest, run).await,
-                None => return Ok(Invoked::Accepted { activation_id: hex }),
-            };
-            match (ended, caller.rest.take()) {
-                (Ok(ended), _) => return Ok(Invoked::Ended(Box::new(ended?))),
-                // It turns into a non-blocking one.
-                (Err(_), Some(rest)) => run = rest,
-                (Err(_), None) => return Ok(Invoked::Accepted { activation_id: hex }),
-            }
-        }
-        tokio::spawn(async move {
-            if let Err(error) = run.await {
-                refused.record(&error);
-            }
+        let activation = Activation::new(id, entry, call, wall_ms(), Keeping::default());
+        let accepted = Invoked::Accepted { activation_id: activation.hex.clone() };
+        let Wait::For(longest) = wait else {
+            self.accept(activation).await?;
+            return Ok(accepted);
+        };
+        let (node, own) = (self.clone(), activation.clone());
+        let run = Detached::new(async move {
+            let first = node.ask(&own, false);
+            node.run_to_end(own, first).await
         });
-        Ok(Invoked::Accepted { activation_id: hex })
+        let mut caller = HangUp { node: self.clone(), id, rest: Some(run) };
+        let ended = match caller.rest.as_mut() {
+            Some(run) => timeout(longest, run).await,
+            None => return Ok(accepted),
+        };
+        match (ended, caller.rest.take()) {
+            (Ok(ended), _) => Ok(Invoked::Ended(Box::new(ended?))),
+            (Err(_), Some(rest)) => {
+                self.promise_rest(activation, rest).await?;
+                Ok(accepted)
+            }
+            (Err(_), None) => Ok(accepted),
+        }
     }
 
-    async fn run_to_end(self, activation: Arc<Activation>) -> Result<ActivationRecord, InvokeError> {
-        let spec = self.spec(&activation.entry);
-        let body_bytes = activation.call.params.len() as u64;
-        let mut next =
-            self.tell_for(Input::InvokeRequested { activation: activation.id, spec, body_bytes }, activation.id);
+    /// Asks the core for the first assignment.
+    pub(crate) fn ask(&self, activation: &Activation, journaled: bool) -> Next {
+        let input = Input::InvokeRequested {
+            activation: activation.id,
+            spec: self.spec(&activation.entry),
+            body_bytes: activation.call.params.len() as u64,
+            attempt: activation.keeping.attempt(),
+            journaled,
+        };
+        self.tell_for(input, activation.id)
+    }
+
+    /// Carries out what the core assigns until the activation has ended, and makes its record.
+    pub(crate) async fn run_to_end(
+        self,
+        activation: Arc<Activation>,
+        first: Next,
+    ) -> Result<ActivationRecord, InvokeError> {
+        let mut next = first;
         let ended = loop {
-            let assignment = match next {
-                Mine::Now(assignment) => assignment,
-                Mine::Later(mut mailbox) => match mailbox.recv().await {
-                    Some(assignment) => assignment,
-                    // The node goes down with the activation still waiting.
-                    None => return Err(InvokeError::Draining),
+            match self.carry_out_all(&activation, next).await {
+                Ok(ended) => break ended,
+                Err(error) => match self.after(&activation, error).await {
+                    After::Again(again) => next = again,
+                    After::Ended(ended) => break *ended,
+                    After::Gone(error) => return Err(error),
                 },
-            };
-            let step = match assignment {
-                Assignment::Local { run, container, served } => {
-                    self.run_local(&activation, run, container, served).await
-                }
-                Assignment::Leased(send) => self.run_leased(&activation, send).await,
-                Assignment::Reserve(send) => self.reserve_and_run(&activation, send).await,
-                Assignment::Refused(refusal) => match self.refused(&activation, refusal) {
-                    Ok(ended) => Step::Ended(ended),
-                    Err(error) => {
-                        self.metrics().refused();
-                        return Err(error);
-                    }
-                },
-                Assignment::Indeterminate => {
-                    self.metrics().indeterminate();
-                    Step::Ended(indeterminate(&activation))
-                }
-            };
-            match step {
-                Step::Ended(ended) => break ended,
-                Step::Again(again) => next = again,
             }
         };
         self.metrics().invoke_seconds.record(activation.arrived.elapsed().as_secs_f64());
@@ -153,6 +141,48 @@ impl Node {
             self.metrics().wait_seconds.record(ended.waited.as_secs_f64());
         }
         Ok(self.record(&activation, ended))
+    }
+
+    async fn carry_out_all(&self, activation: &Activation, first: Next) -> Result<Ended, InvokeError> {
+        let mut next = first;
+        loop {
+            let assignment = match next {
+                Mine::Now(assignment) => assignment,
+                Mine::Later(mut mailbox) => match mailbox.recv().await {
+                    Some(assignment) => assignment,
+                    // The node goes down with the activation still waiting.
+                    None => return Err(InvokeError::Draining),
+                },
+            };
+            if let Some(handed) = Handed::by(&assignment)
+                && let Err(error) = self.note_handed(activation, handed).await
+            {
+                self.withdraw(activation.id, assignment);
+                return Err(error);
+            }
+            let step = match assignment {
+                Assignment::Local { run, container, served, .. } => {
+                    self.run_local(activation, run, container, served).await
+                }
+                Assignment::Leased(send) => self.run_leased(activation, send).await,
+                Assignment::Reserve(send) => self.reserve_and_run(activation, send).await,
+                Assignment::Refused(refusal) => match self.refused(activation, refusal) {
+                    Ok(ended) => Step::Ended(ended),
+                    Err(error) => {
+                        self.metrics().refused();
+                        return Err(error);
+                    }
+                },
+                Assignment::Indeterminate => {
+                    self.metrics().indeterminate();
+                    Step::Ended(Ended::indeterminate(activation, LOST))
+                }
+            };
+            match step {
+                Step::Ended(ended) => return Ok(ended),
+                Step::Again(again) => next = again,
+            }
+        }
     }
 
     async fn run_local(
@@ -170,6 +200,7 @@ impl Node {
         let input = Input::RunFinished { container, run, end };
         let Some(outcome) = outcome else {
             // The body never reached the container: back to the queue.
+            activation.keeping.came_back();
             return Step::Again(self.tell_for(input, activation.id));
         };
         self.tell(input);
@@ -195,7 +226,7 @@ impl Node {
         match answer {
             Ok(outcome) => {
                 self.tell(Input::RunAnswered { request, end: RemoteEnd::Answered { renewed_us: outcome.renewed_us } });
-                Step::Ended(remote(outcome.outcome, send.served, started_ms, waited, send.to))
+                Step::Ended(Ended::remote(outcome.outcome, send.served, started_ms, waited, send.to))
             }
             Err(end) => Step::Again(self.tell_for(Input::RunAnswered { request, end }, activation.id)),
         }
@@ -210,7 +241,7 @@ impl Node {
         match self.call_reserve_and_run(&send, message).await {
             Ok(outcome) => {
                 self.tell(Input::RunAnswered { request, end: RemoteEnd::Answered { renewed_us: outcome.renewed_us } });
-                Step::Ended(remote(outcome.outcome, Served::NewLease, started_ms, waited, send.to))
+                Step::Ended(Ended::remote(outcome.outcome, Served::NewLease, started_ms, waited, send.to))
             }
             Err(input) => Step::Again(self.tell_for(input, activation.id)),
         }
@@ -226,7 +257,7 @@ impl Node {
     }
 
     /// A refusal that is the action's own fault ends as a record, any other as an error.
-    fn refused(&self, activation: &Activation, refusal: Refusal) -> Result<Ended, InvokeError> {
+    pub(crate) fn refused(&self, activation: &Activation, refusal: Refusal) -> Result<Ended, InvokeError> {
         let (namespace, name) = (activation.call.namespace.clone(), activation.call.name.clone());
         let outcome = match refusal {
             Refusal::QueueFull { retry_after_us } => {
@@ -247,88 +278,6 @@ impl Node {
         };
         Ok(Ended::without_run(activation, outcome))
     }
-
-    /// Makes the record, and has it stored when its log lines are there.
-    fn record(&self, activation: &Activation, ended: Ended) -> ActivationRecord {
-        let entry = &activation.entry;
-        let end_ms = ended.started_ms + ended.outcome.took.as_millis() as u64;
-        let mut annotations = vec![
-            annotation("path", json!(format!("{}/{}", entry.namespace, entry.name))),
-            annotation("kind", json!(entry.kind.as_str())),
-            annotation("timeout", json!(ended.outcome.timed_out)),
-            annotation("waitTime", json!(ended.waited.as_millis() as u64)),
-            annotation(
-                "limits",
-                json!({"concurrency": entry.limits.concurrency, "logs": entry.limits.logs,
-                       "memory": entry.limits.memory, "timeout": entry.limits.timeout}),
-            ),
-        ];
-        if let Some(init_ms) = ended.init_ms {
-            annotations.push(annotation("initTime", json!(init_ms)));
-        }
-        if let Some(served) = ended.served {
-            annotations.push(annotation("served", json!(served_name(served))));
-        }
-        if ended.container.is_some() || ended.ran_at.is_some() {
-            let node = ended.ran_at.as_ref().unwrap_or_else(|| self.id());
-            annotations.push(annotation("node", json!(node.as_str())));
-        }
-        if ended.indeterminate {
-            annotations.push(annotation("indeterminate", json!(true)));
-        }
-        let record = ActivationRecord {
-            activation_id: activation.hex.clone(),
-            namespace: entry.namespace.clone(),
-            name: entry.name.clone(),
-            version: entry.version.clone(),
-            subject: activation.call.subject.clone(),
-            start_ms: ended.started_ms,
-            end_ms,
-            duration_ms: end_ms - ended.started_ms,
-            publish: false,
-            cause: None,
-            logs: Vec::new(),
-            annotations,
-            response: ActivationResponse::new(ended.outcome.status, ended.outcome.result.clone()),
-        };
-        self.store_with_logs(record.clone(), ended);
-        record
-    }
-
-    fn store_with_logs(&self, mut record: ActivationRecord, ended: Ended) {
-        let unclaimed = ended.container.map(|c| self.unclaimed_lines(c)).unwrap_or_default();
-        let ran = ended.ran_at.is_some() || ended.container.is_some();
-        if !ran || (ended.outcome.log_lines == Some(0) && unclaimed.is_empty()) {
-            return self.records().record(record);
-        }
-        let node = self.clone();
-        tokio::spawn(async move {
-            record.logs = match &ended.ran_at {
-                Some(peer) => node.call_logs(peer, &record.activation_id).await,
-                None => node.logbook().take(&record.activation_id, ended.outcome.log_lines, LOG_PATIENCE).await,
-            };
-            record.logs.extend(unclaimed);
-            node.records().record(record);
-        });
-    }
-}
-
-/// A 202 that is refused afterwards: its outcome is a record all the same.
-struct Refused {
-    node: Node,
-    activation: Arc<Activation>,
-}
-
-impl Refused {
-    fn record(&self, error: &InvokeError) {
-        let outcome = Outcome::failed(ActivationStatus::InternalError, &error.to_string());
-        self.node.record(&self.activation, Ended::without_run(&self.activation, outcome));
-    }
-}
-
-enum Step {
-    Ended(Ended),
-    Again(Mine<Assignment, tokio::sync::mpsc::Receiver<Assignment>>),
 }
 
 impl Drop for HangUp {
@@ -341,40 +290,6 @@ impl Drop for HangUp {
             }
         }
     }
-}
-
-fn remote(outcome: Outcome, served: Served, started_ms: u64, waited: Duration, peer: embermesh_core::NodeId) -> Ended {
-    Ended {
-        outcome,
-        served: Some(served),
-        started_ms,
-        waited,
-        init_ms: None,
-        ran_at: Some(peer),
-        container: None,
-        indeterminate: false,
-    }
-}
-
-fn indeterminate(activation: &Activation) -> Ended {
-    let text = "The node that ran this activation was lost: whether it ran is not known.";
-    let outcome = Outcome::failed(ActivationStatus::InternalError, text);
-    Ended { indeterminate: true, ..Ended::without_run(activation, outcome) }
-}
-
-/// How an activation came to its slot, as records show it.
-fn served_name(served: Served) -> &'static str {
-    match served {
-        Served::Local => "local",
-        Served::HeldLease => "leased",
-        Served::NewLease => "leased_new",
-        Served::Resumed => "resumed",
-        Served::Cold => "cold",
-    }
-}
-
-fn annotation(key: &str, value: serde_json::Value) -> KeyValue {
-    KeyValue { key: key.to_owned(), value }
 }
 
 fn new_activation_id() -> ActivationId {

@@ -2,10 +2,10 @@
 //!
 //! | room | what lives there |
 //! | --- | --- |
-//! | [`node`] | what a node is made of, how it starts and ends |
+//! | [`node`], `claim` | what a node is made of, how it starts and ends; its claim to its id |
 //! | `driver` | carries the core's outputs out, brings back what came of them |
 //! | `invoke` | the way of one activation at its origin |
-//! | `owned`, [`containers`] | own containers; the engines that run them |
+//! | `owned`, `adoption`, [`containers`] | own containers; those of earlier lives; the engines that run them |
 //! | `rpc`, `peers`, [`net`] | gRPC between peers, over a TCP seam |
 //! | [`gossip`], `facts` | membership and slowly changing facts, over a datagram seam |
 //! | [`registry`], `actions` | actions known to every node |
@@ -13,11 +13,14 @@
 //! | [`history`] | what the core tells of itself, in a file |
 //! | [`api`] | the HTTP front door |
 //! | `operate`, `shown`, [`views`], `metrics` | what people do by hand and see |
+//! | [`faults`] | faults made on purpose, in agents that were started for it |
 //!
 //! Gossip, containers and rpc don't know each other: they meet in the driver.
 
 mod actions;
+mod adoption;
 pub mod api;
+mod claim;
 pub mod clock;
 pub mod config;
 pub mod containers;
@@ -25,10 +28,12 @@ pub mod data_dir;
 mod detached;
 mod driver;
 mod facts;
+pub mod faults;
 pub mod gossip;
 pub mod history;
 pub mod invocation;
 mod invoke;
+mod kept;
 mod logbook;
 mod metrics;
 pub mod net;
@@ -37,6 +42,8 @@ mod operate;
 mod outcome;
 mod owned;
 mod peers;
+mod record;
+mod recovery;
 pub mod registry;
 mod rpc;
 mod shown;
@@ -44,5 +51,6 @@ pub mod store;
 pub mod views;
 
 pub use actions::ActionError;
+pub use claim::Taken;
 pub use node::{Leaving, Node, Parts, StartError};
 pub use operate::OperatorError;

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::clock::{log_stamp, wall_ms};
-use crate::containers::logs::{LogSink, Stream};
+use crate::containers::logs::{END_MARK, LogSink, Stream};
 
 /// Activations whose lines wait at once; the oldest go first.
 const MOST_ACTIVATIONS: usize = 10_000;
@@ -204,6 +204,12 @@ impl LogSink for ContainerLog {
         };
         let stamp = log_stamp(wall_ms());
         let mut state = self.lock();
+        // Images that are not ours mark an activation's end without saying whose.
+        if activation.is_none() && text == END_MARK {
+            let running = state.running.clone();
+            drop(state);
+            return running.into_iter().for_each(|running| self.book.end(&running));
+        }
         // The newest first: lines come while their activation runs.
         let claimed = match activation {
             Some(activation) => state.ran.iter().rev().find(|ran| *ran == activation).cloned(),
@@ -260,6 +266,21 @@ mod tests {
         log.end(Stream::Stderr, "stranger");
         assert!(book.take("stranger", Some(1), Duration::from_millis(1)).await.is_empty());
         assert_eq!(log.take_unclaimed().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_end_mark_without_a_name_ends_the_only_run_and_is_no_line() {
+        let book = Arc::new(LogBook::default());
+        let (alone, shared) = (book.container(1, 1000), book.container(2, 1000));
+        alone.run_begins("a");
+        alone.line(Stream::Stdout, None, "mine");
+        alone.line(Stream::Stdout, None, END_MARK);
+        alone.line(Stream::Stderr, None, END_MARK);
+        let lines = book.take("a", None, LONG).await;
+        assert!(lines.len() == 1 && lines[0].ends_with("mine"), "{lines:?}");
+        shared.run_begins("b");
+        shared.line(Stream::Stdout, None, END_MARK);
+        assert!(shared.take_unclaimed().is_empty());
     }
 
     #[tokio::test]

@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
 pub(crate) struct Gauges {
     pub(crate) queued: Gauge,
     pub(crate) running: Gauge,
+    pub(crate) owed: Gauge,
     pub(crate) containers: Gauge,
     pub(crate) memory_bytes: Gauge,
     pub(crate) peers: Gauge,
@@ -45,6 +46,8 @@ pub(crate) struct Gauges {
     pub(crate) gossip_received: Counter,
     pub(crate) gossip_dropped: Counter,
     pub(crate) records_dropped: Counter,
+    pub(crate) journal_commits: Counter,
+    pub(crate) journal_steps: Counter,
 }
 
 /// A counter for Prometheus and for `status`.
@@ -105,6 +108,7 @@ impl Metrics {
             cold_start_seconds: r.register_histogram(&key("embermesh_cold_start_seconds", "", ""), &META),
             gauges: Gauges {
                 queued: r.register_gauge(&key("embermesh_queued_activations", "", ""), &META),
+                owed: r.register_gauge(&key("embermesh_owed_activations", "", ""), &META),
                 running: r.register_gauge(&key("embermesh_running_activations", "", ""), &META),
                 containers: r.register_gauge(&key("embermesh_containers", "", ""), &META),
                 memory_bytes: r.register_gauge(&key("embermesh_container_memory_bytes", "", ""), &META),
@@ -113,6 +117,8 @@ impl Metrics {
                 gossip_received: r
                     .register_counter(&key("embermesh_gossip_bytes_total", "direction", "received"), &META),
                 gossip_dropped: r.register_counter(&key("embermesh_gossip_dropped_total", "", ""), &META),
+                journal_commits: r.register_counter(&key("embermesh_journal_commits_total", "", ""), &META),
+                journal_steps: r.register_counter(&key("embermesh_journal_steps_total", "", ""), &META),
                 records_dropped: r.register_counter(&key("embermesh_records_dropped_total", "", ""), &META),
             },
             handle: recorder.handle(),
@@ -204,6 +210,8 @@ fn describe(recorder: &PrometheusRecorder) {
         ("embermesh_grpc_malformed_total", "Calls of peers that could not be read, and were refused."),
         ("embermesh_gossip_bytes_total", "Gossip, in bytes."),
         ("embermesh_gossip_dropped_total", "Gossip datagrams dropped as malformed, foreign or harmful."),
+        ("embermesh_journal_commits_total", "Transactions of the journal."),
+        ("embermesh_journal_steps_total", "What the journal noted in them: promises, starts, ends."),
         ("embermesh_records_dropped_total", "Activation records that the store could not keep up with."),
     ];
     for (name, text) in counters {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -16,12 +17,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::adoption::FoundTable;
+use crate::claim::{self, Taken};
 use crate::clock::{Clock, wall_us};
 use crate::config::{LimitsSection, NodeConfig};
 use crate::containers::Engine;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::driver::Driver;
 use crate::facts::Slots;
+use crate::faults::Faults;
 use crate::gossip::{Datagrams, Gossip, GossipConfig, GossipError};
 use crate::history::{HistoryError, HistoryFile};
 use crate::logbook::LogBook;
@@ -32,7 +36,8 @@ use crate::peers::{About, Peers};
 use crate::registry::action::ActionEntry;
 use crate::registry::{Registry, RegistryLimits};
 use crate::rpc::server::RunsForPeers;
-use crate::store::{CodeError, CodeStore, RecordWriter, Store, StoreError, WriterOptions};
+use crate::store::journal::JournalOptions;
+use crate::store::{CodeError, CodeStore, Journal, RecordWriter, Store, StoreError, WriterOptions};
 use crate::views;
 
 /// Events that a slow watcher may lag behind.
@@ -61,10 +66,12 @@ struct Inner {
     registry: Registry,
     codes: CodeStore,
     records: RecordWriter,
+    journal: Journal,
     peers: Peers,
     gossip: OnceLock<Gossip>,
     logbook: Arc<LogBook>,
     owned: OwnedTable,
+    found: FoundTable,
     runs_for_peers: RunsForPeers,
     specs: Specs,
     syncing: Syncing,
@@ -75,9 +82,12 @@ struct Inner {
     drained: watch::Sender<Option<Vec<u64>>>,
     /// Somebody asked the node to go: why.
     leaving: watch::Sender<Option<Leaving>>,
+    /// It goes down: what is owed and waits is the next start's.
+    stopping: AtomicBool,
     stop: CancellationToken,
     tasks: TaskTracker,
     data_dir: DataDir,
+    faults: Option<Arc<Faults>>,
 }
 
 /// Why a node goes by itself.
@@ -97,6 +107,8 @@ pub struct Parts {
     pub datagrams: Arc<dyn Datagrams>,
     pub clock: Clock,
     pub data_dir: DataDir,
+    /// Whether faults can be made on purpose; the clock is then the one that they bend.
+    pub faults: Option<Arc<Faults>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -116,6 +128,8 @@ impl std::fmt::Debug for Parts {
 pub enum StartError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Taken(#[from] Taken),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -137,13 +151,17 @@ impl Node {
     pub async fn start(config: NodeConfig, parts: Parts) -> Result<Self, StartError> {
         let protocol = Arc::new(config.core());
         protocol.validate()?;
-        let Parts { engine, store, net, datagrams, clock, data_dir } = parts;
+        let Parts { mut engine, store, mut net, mut datagrams, clock, data_dir, faults } = parts;
+        if let Some(faults) = &faults {
+            (engine, net, datagrams) = (faults.engine(engine), faults.net(net), faults.datagrams(datagrams));
+        }
         let listen = |what, at| move |source| StartError::Listen { what, at, source };
         let mesh_listener =
             net.listen(config.listen.mesh).await.map_err(listen("the mesh port (TCP)", config.listen.mesh))?;
         let api_listener = TcpListener::bind(config.listen.api).await.map_err(listen("the API", config.listen.api))?;
         let api = api_listener.local_addr()?;
-        let epoch = Epoch(data_dir.next_epoch(wall_us(), None)?);
+        let known = claim::ask(&config, &net, datagrams.as_ref()).await?;
+        let epoch = Epoch(data_dir.next_epoch(wall_us(), known)?);
         let id = NodeId::new(&config.node.id);
         let registry = Registry::load(store.clone(), config.node.id.clone(), RegistryLimits::from(&config.limits))?;
         let codes = CodeStore::with_limit(data_dir.code_dir(), config.limits.code_max.bytes())?;
@@ -151,7 +169,8 @@ impl Node {
             max_age: config.store.retention_age,
             max_bytes: config.store.retention_bytes.bytes(),
         };
-        let records = RecordWriter::start(store, WriterOptions::new(retention))?;
+        let records = RecordWriter::start(store.clone(), WriterOptions::new(retention))?;
+        let (journal, owed) = Journal::start(store, JournalOptions::default())?;
         let mut core = embermesh_core::Node::new(id.clone(), epoch, protocol.clone(), epoch.0);
         let history = config.node.history.as_deref().map(|path| HistoryFile::open(path, &id, &clock)).transpose()?;
         if history.is_some() {
@@ -170,10 +189,12 @@ impl Node {
             registry,
             codes,
             records,
+            journal,
             peers: Peers::new(net),
             gossip: OnceLock::new(),
             logbook: Arc::default(),
             owned: OwnedTable::default(),
+            found: FoundTable::default(),
             runs_for_peers: RunsForPeers::default(),
             specs: Specs::default(),
             syncing: Syncing::default(),
@@ -183,15 +204,23 @@ impl Node {
             core_events: broadcast::channel(EVENT_BACKLOG).0,
             drained: watch::channel(None).0,
             leaving: watch::channel(None).0,
+            stopping: AtomicBool::new(false),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             data_dir,
+            faults,
             id,
             config,
         };
         let node = Self(Arc::new(inner));
+        // Before anybody can call: what is owed counts against the bounds.
+        node.take_up(&owed);
+        node.until_stopped(node.clone().run_timer());
+        node.until_stopped(node.clone().watch_engine());
+        node.adopt_found().await;
         node.serve(mesh_listener, api_listener);
         node.join_mesh(datagrams).await?;
+        node.recover(owed);
         Ok(node)
     }
 
@@ -211,8 +240,6 @@ impl Node {
                 tracing::error!(%error, "the API is no longer served");
             }
         });
-        self.until_stopped(self.clone().run_timer());
-        self.until_stopped(self.clone().watch_engine());
         let node = self.clone();
         self.until_stopped(async move {
             loop {
@@ -250,6 +277,16 @@ impl Node {
         Ok(())
     }
 
+    /// A task that the node's end waits for. It has to look at `stopped` wherever it waits for long.
+    pub(crate) fn track(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn(task);
+    }
+
+    /// Waits until the node goes down.
+    pub(crate) async fn stopped(&self) {
+        self.0.stop.cancelled().await;
+    }
+
     fn until_stopped(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.0.stop.clone();
         self.0.tasks.spawn(async move {
@@ -270,10 +307,16 @@ impl Node {
     }
 
     /// Ends the node: drains for as long as configured, tells the mesh, ends all containers, writes what is
-    /// still to be written.
+    /// still to be written. A node that nobody told to leave hands its containers over to its next life, if its
+    /// engine can.
     pub async fn shutdown(&self) {
+        self.0.journal.promise_no_more();
+        self.0.stopping.store(true, Ordering::Relaxed);
         let deadline = self.0.config.protocol.drain_deadline;
-        if let Ok(outcome) = self.drain(Some(deadline), true).await
+        let hands_over = self.0.engine.hands_over() && self.0.leaving.borrow().is_none();
+        if hands_over {
+            self.hand_over(deadline).await;
+        } else if let Ok(outcome) = self.drain(Some(deadline), true).await
             && !outcome.left.is_empty()
         {
             tracing::warn!(left = ?outcome.left, "not everything had ended at the drain's deadline");
@@ -287,11 +330,24 @@ impl Node {
         if tokio::time::timeout(Duration::from_secs(5), self.0.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
-        self.0.engine.shutdown().await;
+        if hands_over {
+            self.0.engine.hand_over(&self.idle_for_next_life()).await;
+        } else {
+            self.0.engine.shutdown().await;
+        }
         let node = self.clone();
-        let written = tokio::task::spawn_blocking(move || node.0.records.close(Duration::from_secs(10))).await;
-        if !matches!(written, Ok(true)) {
+        let written = tokio::task::spawn_blocking(move || {
+            let settled = node.0.journal.close(Duration::from_secs(10));
+            node.0.records.close(Duration::from_secs(10)) && settled
+        });
+        if !matches!(written.await, Ok(true)) {
             tracing::warn!("not all activation records could be written");
+        }
+        match self.0.journal.owed() {
+            0 => {}
+            owed => {
+                tracing::warn!(owed, "accepted activations have not ended: the next start on this data folder goes on")
+            }
         }
     }
 
@@ -409,12 +465,24 @@ impl Node {
         &self.0.records
     }
 
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.0.journal
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn peers(&self) -> &Peers {
         &self.0.peers
     }
 
     pub(crate) fn logbook(&self) -> &Arc<LogBook> {
         &self.0.logbook
+    }
+
+    pub(crate) fn found_table(&self) -> &FoundTable {
+        &self.0.found
     }
 
     pub(crate) fn owned(&self) -> &OwnedTable {
@@ -435,6 +503,10 @@ impl Node {
 
     pub(crate) fn slots(&self) -> &Slots {
         &self.0.slots
+    }
+
+    pub(crate) fn faults(&self) -> Option<&Arc<Faults>> {
+        self.0.faults.as_ref()
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -478,7 +550,7 @@ impl Specs {
                 memory_mb: entry.limits.memory,
                 timeout_us: entry.limits.timeout.saturating_mul(1000),
                 idempotent: entry.idempotent(),
-                image: entry.kind.as_str().into(),
+                image: entry.image.as_deref().unwrap_or(entry.kind.as_str()).into(),
             });
             let mut specs = self.0.write().unwrap_or_else(PoisonError::into_inner);
             if specs.len() >= MOST_SPECS {

@@ -1,5 +1,7 @@
 //! What operators do by hand: intents, vetoes, releases, drain, leave. Each is an input like any other.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use embermesh_core::ids::{IntentId, LeaseId};
@@ -8,6 +10,7 @@ use embermesh_core::{ContainerId, Input};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
+use crate::faults::{Faults, LinkFault};
 use crate::node::{Leaving, Node};
 use crate::shown::{end_words, kind_name, veto_views};
 use crate::store::{ActivationFilter, ActivationRecord, ActivationSummary, StoreError};
@@ -15,6 +18,9 @@ use crate::views;
 
 /// How much longer than its window an intent's end is waited for: the engine has to come free first.
 const INTENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A clock that is made to drift still moves on, at half its rate at least.
+const MAX_DRIFT_PPM: u64 = 500_000;
 
 /// Why something can't be done by hand.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +33,8 @@ pub enum OperatorError {
     Conflict(String),
     #[error("{0}")]
     Unavailable(String),
+    #[error("{0}")]
+    Forbidden(String),
 }
 
 impl Node {
@@ -104,6 +112,72 @@ impl Node {
         })
     }
 
+    /// What was made to go wrong here.
+    pub fn faults_shown(&self) -> Result<views::FaultsView, OperatorError> {
+        let faults = self.fault_injection()?;
+        let links = faults.links_shown().into_iter().map(|(peer, fault)| views::LinkFaultView {
+            peer: peer.to_string(),
+            send: fault.send,
+            receive: fault.receive,
+        });
+        Ok(views::FaultsView {
+            links: links.collect(),
+            engine_stalled: faults.engine_stalled(),
+            clock_drift_ppm: faults.drift_ppm(),
+        })
+    }
+
+    /// Makes things go wrong: all that is asked for, or nothing if one of it can't be.
+    pub fn change_faults(&self, request: views::FaultsRequest) -> Result<(), OperatorError> {
+        let faults = self.fault_injection()?;
+        let mut links = Vec::new();
+        for link in request.links {
+            for direction in [link.send, link.receive] {
+                direction.check().map_err(OperatorError::BadId)?;
+            }
+            links.push((self.link_to(&link.peer)?, LinkFault { send: link.send, receive: link.receive }));
+        }
+        if let Some(ppm) = request.clock_drift_ppm.filter(|ppm| ppm.unsigned_abs() > MAX_DRIFT_PPM) {
+            return Err(OperatorError::BadId(format!("`clock_drift_ppm` {ppm} is beyond \u{b1}{MAX_DRIFT_PPM}")));
+        }
+        for (peer, fault) in links {
+            faults.set_link(peer, fault);
+        }
+        if let Some(stalled) = request.engine_stalled {
+            faults.stall_engine(stalled);
+        }
+        if let Some(ppm) = request.clock_drift_ppm {
+            faults.set_drift(ppm);
+            self.driver().clock_changed();
+        }
+        tracing::warn!(faults = ?self.faults_shown()?, "faults were changed on purpose");
+        Ok(())
+    }
+
+    pub fn heal_faults(&self) -> Result<(), OperatorError> {
+        self.fault_injection()?.heal();
+        self.driver().clock_changed();
+        tracing::warn!("all faults that were made on purpose are healed");
+        Ok(())
+    }
+
+    fn fault_injection(&self) -> Result<&Arc<Faults>, OperatorError> {
+        let refused = "this agent takes no faults: start one with --enable-fault-injection, and never where it matters";
+        self.faults().ok_or_else(|| OperatorError::Forbidden(refused.to_owned()))
+    }
+
+    /// A link's other end, by node id or address.
+    fn link_to(&self, peer: &str) -> Result<SocketAddr, OperatorError> {
+        if let Ok(address) = peer.parse() {
+            return Ok(address);
+        }
+        self.peers().mesh_addr(peer).ok_or_else(|| {
+            OperatorError::NotFound(format!(
+                "no peer `{peer}` is known here: give a node id of `embermesh members`, or its mesh address"
+            ))
+        })
+    }
+
     /// Objects to an intent, in this node's name.
     pub async fn veto(&self, intent: &str, hold: Option<Duration>) -> Result<(), OperatorError> {
         let id: IntentId = parse(intent)?;
@@ -132,35 +206,49 @@ impl Node {
     /// Stops taking work and ends all containers.
     pub async fn drain(&self, deadline: Option<Duration>, force: bool) -> Result<views::DrainOutcome, OperatorError> {
         let deadline = deadline.unwrap_or(self.config().protocol.drain_deadline);
+        let deadline_us = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
+        match self.drained_by(Input::DrainRequested { deadline_us, force }, deadline).await {
+            Some(left) => Ok(views::DrainOutcome {
+                drained: left.is_empty(),
+                left: left.iter().map(|n| self.container_id(*n).to_string()).collect(),
+            }),
+            None => Err(OperatorError::Unavailable("the drain did not end; see `embermesh status`".to_owned())),
+        }
+    }
+
+    /// Has the core end its work; the containers that are left.
+    pub(crate) async fn drained_by(&self, input: Input, deadline: Duration) -> Option<Vec<u64>> {
         let mut drained = self.drained();
         drained.mark_unchanged();
-        let deadline_us = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
-        self.tell(Input::DrainRequested { deadline_us, force });
+        self.tell(input);
         self.publish_facts();
         // The core reports at the deadline; a forced end takes the engine's time on top.
         let ended = timeout(deadline + INTENT_PATIENCE, async {
             loop {
-                if drained.changed().await.is_err() {
-                    return None;
-                }
+                drained.changed().await.ok()?;
                 let left = drained.borrow_and_update().clone();
                 if left.is_some() {
                     return left;
                 }
             }
         });
-        match ended.await {
-            Ok(Some(left)) => Ok(views::DrainOutcome {
-                drained: left.is_empty(),
-                left: left.iter().map(|n| self.container_id(*n).to_string()).collect(),
-            }),
-            _ => Err(OperatorError::Unavailable("the drain did not end; see `embermesh status`".to_owned())),
-        }
+        ended.await.ok().flatten()
     }
 
-    /// Has the process drain, leave the mesh and end. Returns at once.
-    pub fn leave(&self) {
-        self.go(Leaving::Asked);
+    /// Has the process drain, leave the mesh and end, once nothing is owed any more or, with `force`, whatever is.
+    /// Returns at once.
+    pub fn leave(&self, force: bool) {
+        self.journal().promise_no_more();
+        if force {
+            return self.go(Leaving::Asked);
+        }
+        let node = self.clone();
+        self.track(async move {
+            tokio::select! {
+                () = node.journal().emptied() => node.go(Leaving::Asked),
+                () = node.stopped() => {}
+            }
+        });
     }
 
     pub async fn activation(

@@ -9,6 +9,9 @@ use serde_json::value::RawValue;
 use crate::containers::{EngineError, Reply};
 use crate::store::ActivationStatus;
 
+/// Our runtimes pass no result on that is far over the limit, and say so by this status.
+const RESULT_TOO_LARGE: u16 = 507;
+
 /// How a run ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
@@ -37,6 +40,7 @@ impl Outcome {
     pub(crate) fn of_reply(reply: Reply, limit_bytes: usize, took: Duration) -> Self {
         let log_lines = reply.log_lines;
         let judged = match reply.status {
+            RESULT_TOO_LARGE => Self::too_large(limit_bytes),
             _ if reply.body.len() > limit_bytes => Self::too_large(limit_bytes),
             200 => Self::of_result(&reply.body),
             status => Self::of_failure(status, &reply.body),

@@ -89,26 +89,13 @@ impl Node {
             .get(action.namespace(), action.name())
             .filter(|e| e.revision.counter == revision.counter && e.revision.node_id == revision.node.as_str())
             .ok_or_else(|| (StartFailure::Engine, format!("revision {revision} is no longer the newest")))?;
-        let id: Arc<str> = self.container_id(container).to_string().into();
-        let limit_bytes = usize::try_from(entry.limits.logs << 20).unwrap_or(usize::MAX);
-        let log = self.logbook().container(entry.limits.concurrency, limit_bytes);
-        let owned = Owned { id: id.clone(), entry: entry.clone(), log: log.clone(), init_ms: None };
-        self.owned().lock().insert(container, owned);
+        let spec = self.enlist(container, &entry);
+        let id = spec.id.clone();
         let code = match &entry.code_hash {
             None => None,
             Some(hash) => Some(timeout(FETCH_CODE, self.code_by_hash(hash)).await.ok().flatten().ok_or_else(|| {
                 (StartFailure::Engine, format!("the code {hash} is neither here nor at any live peer"))
             })?),
-        };
-        let spec = ContainerSpec {
-            id: id.clone(),
-            namespace: entry.namespace.clone(),
-            action: entry.name.clone(),
-            revision: entry.revision.to_string(),
-            runtime: runtime_for(entry.kind),
-            memory_mb: entry.limits.memory,
-            concurrency: entry.limits.concurrency,
-            logs: log,
         };
         self.engine().start(spec).await.map_err(engine)?;
         if !self.owned().lock().contains_key(&container) {
@@ -133,6 +120,26 @@ impl Node {
             owned.init_ms = Some(u64::try_from(began.elapsed().as_millis()).unwrap_or(0));
         }
         Ok(())
+    }
+
+    /// Takes an own container into the table; what the engine has to know of it.
+    pub(crate) fn enlist(&self, container: u64, entry: &Arc<ActionEntry>) -> ContainerSpec {
+        let id: Arc<str> = self.container_id(container).to_string().into();
+        let limit_bytes = usize::try_from(entry.limits.logs << 20).unwrap_or(usize::MAX);
+        let log = self.logbook().container(entry.limits.concurrency, limit_bytes);
+        let owned = Owned { id: id.clone(), entry: entry.clone(), log: log.clone(), init_ms: None };
+        self.owned().lock().insert(container, owned);
+        ContainerSpec {
+            id,
+            namespace: entry.namespace.clone(),
+            action: entry.name.clone(),
+            revision: entry.revision.to_string(),
+            runtime: runtime_for(entry.kind),
+            image: entry.image.clone(),
+            memory_mb: entry.limits.memory,
+            concurrency: entry.limits.concurrency,
+            logs: log,
+        }
     }
 
     pub(crate) fn spawn_pause(&self, container: u64) {
@@ -254,6 +261,7 @@ pub(crate) fn runtime_for(kind: Kind) -> Runtime {
         Kind::ActionLoop => Runtime::ActionLoop,
         Kind::Python => Runtime::Python,
         Kind::NodeJs => Runtime::NodeJs,
+        Kind::Blackbox => Runtime::Image,
     }
 }
 
@@ -262,7 +270,7 @@ fn init_body(entry: &ActionEntry, code: Option<Bytes>) -> Bytes {
     let (code, binary) = match code {
         None => (String::new(), false),
         Some(code) => match entry.kind {
-            Kind::Python | Kind::NodeJs if std::str::from_utf8(&code).is_ok() => {
+            Kind::Python | Kind::NodeJs | Kind::Blackbox if std::str::from_utf8(&code).is_ok() => {
                 (String::from_utf8_lossy(&code).into_owned(), false)
             }
             _ => {

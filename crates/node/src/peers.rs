@@ -95,6 +95,19 @@ impl Peers {
         self.lock().get(id).map(|p| p.client.clone())
     }
 
+    pub(crate) fn epoch(&self, id: &NodeId) -> Option<Epoch> {
+        self.lock().get(id).map(|p| p.epoch)
+    }
+
+    /// What is known of that id: its highest epoch, and where it is if it counts as live.
+    pub(crate) fn known(&self, id: &str) -> Option<(Epoch, Option<SocketAddr>)> {
+        self.lock().get(&NodeId::new(id)).map(|p| (p.epoch, p.live.then_some(p.mesh)))
+    }
+
+    pub(crate) fn mesh_addr(&self, id: &str) -> Option<SocketAddr> {
+        self.lock().get(&NodeId::new(id)).map(|p| p.mesh)
+    }
+
     pub(crate) fn all(&self) -> Vec<(NodeId, Peer)> {
         self.lock().iter().map(|(id, peer)| (id.clone(), peer.clone())).collect()
     }
@@ -110,7 +123,7 @@ impl Peers {
 
 /// One HTTP/2 connection, made at the first request and again when it breaks. Keep-alive ends a connection
 /// whose other side has gone without a word.
-fn connect(net: Arc<dyn Net>, to: SocketAddr) -> Client {
+pub(crate) fn connect(net: Arc<dyn Net>, to: SocketAddr) -> Client {
     let uri = Uri::builder().scheme("http").authority(to.to_string()).path_and_query("/").build().unwrap_or_default();
     let endpoint = Endpoint::from(uri)
         .connect_timeout(Duration::from_secs(2))

@@ -148,6 +148,7 @@ impl Node {
             ready: not_ready.is_empty(),
             not_ready,
             draining,
+            fault_injection: self.faults().is_some(),
             peers_live: u32::try_from(peers_live).unwrap_or(u32::MAX),
             joining,
             containers: u32::try_from(containers).unwrap_or(u32::MAX),
@@ -155,6 +156,7 @@ impl Node {
             memory_used_mb,
             queued: queued as u64,
             running: running as u64,
+            owed: self.journal().owed() as u64,
             actions: self.registry().total() as u64,
             gossip_bytes_sent: stats.sent_bytes,
             gossip_bytes_received: stats.received_bytes,
@@ -169,10 +171,16 @@ impl Node {
         let mut reasons = Vec::new();
         if self.driver().look(|c| c.draining()) {
             reasons.push("draining".to_owned());
+        } else if self.journal().promises_no_more() {
+            reasons.push(format!("leaving, once {} accepted activations have ended", self.journal().owed()));
+        }
+        if let Some(trouble) = self.journal().trouble() {
+            reasons.push(format!("only calls that somebody waits for are taken: {trouble}"));
         }
         if !self.gossip_handle().is_some_and(|g| g.healthy()) {
             reasons.push("gossip is not running".to_owned());
         }
+        reasons.extend(self.engine().trouble());
         reasons
     }
 
@@ -182,6 +190,10 @@ impl Node {
         let gauges = &self.metrics().gauges;
         gauges.queued.set(status.queued as f64);
         gauges.running.set(status.running as f64);
+        gauges.owed.set(status.owed as f64);
+        let (commits, steps) = self.journal().written();
+        gauges.journal_commits.absolute(commits);
+        gauges.journal_steps.absolute(steps);
         gauges.containers.set(f64::from(status.containers));
         gauges.memory_bytes.set((status.memory_used_mb << 20) as f64);
         gauges.peers.set(f64::from(status.peers_live));
@@ -215,6 +227,7 @@ impl Node {
                 container("container_warm", *n, action);
                 view.detail = Some(format!("cold start took {} ms", cold_us / 1000));
             }
+            Event::ContainerAdopted { container: n, action } => container("container_adopted", *n, action),
             Event::ContainerFailed { container: n, action } => container("container_failed", *n, action),
             Event::ContainerDied { container: n, action } => container("container_died", *n, action),
             Event::ContainerPaused { container: n, action } => container("container_paused", *n, action),

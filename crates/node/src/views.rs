@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::faults::Direction;
+
 /// `GET /mesh/v1/members`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
@@ -149,6 +151,9 @@ pub struct Status {
     /// Why it is not ready; empty when it is.
     pub not_ready: Vec<String>,
     pub draining: bool,
+    /// Whether this agent was started with `--enable-fault-injection`.
+    #[serde(default)]
+    pub fault_injection: bool,
     pub peers_live: u32,
     /// Seeds given with `--join` that have not answered yet.
     pub joining: Vec<String>,
@@ -157,6 +162,9 @@ pub struct Status {
     pub memory_used_mb: u64,
     pub queued: u64,
     pub running: u64,
+    /// Activations that were accepted with a 202 and have not ended.
+    #[serde(default)]
+    pub owed: u64,
     pub actions: u64,
     pub gossip_bytes_sent: u64,
     pub gossip_bytes_received: u64,
@@ -190,6 +198,15 @@ pub struct DrainRequest {
     #[serde(default)]
     pub deadline_ms: Option<u64>,
     /// Kill what is left at the deadline.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Body of `POST /mesh/v1/leave`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaveRequest {
+    /// Leave although accepted activations have not ended: they are left in the data folder.
     #[serde(default)]
     pub force: bool,
 }
@@ -234,4 +251,36 @@ pub struct Event {
     pub peer: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+/// `GET /mesh/v1/faults`: what was made to go wrong at this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FaultsView {
+    pub links: Vec<LinkFaultView>,
+    pub engine_stalled: bool,
+    /// Parts per million that the node's clock runs fast.
+    pub clock_drift_ppm: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkFaultView {
+    /// A node id, or a mesh address `ip:port`.
+    pub peer: String,
+    #[serde(default)]
+    pub send: Direction,
+    #[serde(default)]
+    pub receive: Direction,
+}
+
+/// `POST /mesh/v1/faults`: what is not named stays as it is; a link without faults is whole again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FaultsRequest {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<LinkFaultView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine_stalled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_drift_ppm: Option<i64>,
 }

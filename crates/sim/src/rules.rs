@@ -75,7 +75,10 @@ pub fn one_keeper(nodes: usize) -> Result<(), String> {
             std::mem::take(&mut out)
         };
         let activation = ActivationId(n as u128 + 1);
-        give(&mut node, Input::InvokeRequested { activation, spec: spec.clone(), body_bytes: 1 });
+        give(
+            &mut node,
+            Input::InvokeRequested { activation, spec: spec.clone(), body_bytes: 1, attempt: 0, journaled: false },
+        );
         give(&mut node, Input::ContainerCreated { container: 1 });
         let outputs = give(&mut node, Input::ContainerReady { container: 1 });
         for output in outputs {

@@ -59,6 +59,7 @@ fn the_cases_reach_every_part_of_the_protocol() {
         "restart",
         "over its time-out",
         "never started",
+        "withdrawn",
     ];
     let missing: Vec<_> = expected.iter().filter(|what| !seen.contains_key(**what)).collect();
     assert!(missing.is_empty(), "never happened: {missing:?}; happened: {seen:?}");

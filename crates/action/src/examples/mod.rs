@@ -10,15 +10,18 @@
 //! | `activation_id` | as it came with `/run` |
 //! | `started_at_us` | when the container's process started, Unix microseconds |
 //!
-//! and each takes `log`: a text to log, or how many lines of one to write.
+//! and each takes `log`: a text to log, or how many lines of one to write. `sleep` takes `ms`, and `until`: it ends
+//! as soon as so many of them were asleep at once, `ms` is then the longest that it waits for the others.
 
 mod fail;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 
 use crate::Context;
 use crate::contract::{CONTAINER_VARIABLE, NODE_VARIABLE};
@@ -46,6 +49,15 @@ enum Example {
 pub(crate) struct Examples {
     place: Arc<Place>,
     chosen: OnceLock<Example>,
+    bedroom: Arc<Bedroom>,
+}
+
+/// Who is asleep in this process.
+#[derive(Debug, Default)]
+struct Bedroom {
+    asleep: AtomicU32,
+    /// The most at once so far.
+    most: watch::Sender<u32>,
 }
 
 /// Where this process is.
@@ -67,7 +79,21 @@ impl Examples {
             pid: host_pid(),
             started_at_us: u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX),
         };
-        Self { place: Arc::new(place), chosen: OnceLock::new() }
+        Self { place: Arc::new(place), chosen: OnceLock::new(), bedroom: Arc::default() }
+    }
+}
+
+impl Bedroom {
+    /// Sleeps for `time`, or until so many have been asleep at once.
+    async fn sleep(&self, time: Duration, until: Option<u32>) {
+        let asleep = self.asleep.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.send_if_modified(|most| std::mem::replace(most, asleep.max(*most)) < asleep);
+        let mut most = self.most.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            _ = most.wait_for(|most| until.is_some_and(|until| *most >= until)) => {}
+        }
+        self.asleep.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -94,7 +120,7 @@ impl Handler for Examples {
     }
 
     fn call(&self, context: Context, params: Value) -> Task<'static, Result<Outcome, ActionError>> {
-        let place = self.place.clone();
+        let (place, bedroom) = (self.place.clone(), self.bedroom.clone());
         let example = self.chosen.get().copied().unwrap_or(Example::Echo);
         Box::pin(async move {
             write_log(&context, &params);
@@ -106,7 +132,8 @@ impl Handler for Examples {
                 }
                 Example::Sleep => {
                     let ms = number(&params, "ms", 0);
-                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                    let until = Some(number(&params, "until", 0)).filter(|until| *until > 0);
+                    bedroom.sleep(Duration::from_millis(ms), until.map(|n| u32::try_from(n).unwrap_or(u32::MAX))).await;
                     Ok(with_proof(&place, &context, json!({ "slept_ms": ms })))
                 }
                 Example::Cpu => {

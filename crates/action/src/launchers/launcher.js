@@ -17,6 +17,7 @@ const vm = require('node:vm');
 
 const CHANNEL_FD = 3;
 const MAX_LINE_BYTES = 65536;
+const RESULT_TOO_LARGE = 507;
 const MAX_ERROR_LENGTH = 10000;
 const FULL_PIPE_PAUSE_MS = 1;
 const FULL_PIPE_RETRIES = 5000;
@@ -259,7 +260,8 @@ function encoded(result) {
   }
   const bytes = Buffer.byteLength(body);
   if (bytes > maxResultBytes) {
-    return refused(`the action's result has ${bytes} bytes, more than the ${maxResultBytes} that are passed on: return less`);
+    const error = `the action's result has ${bytes} bytes, more than the ${maxResultBytes} that are passed on: return less`;
+    return { ...refused(error), status: RESULT_TOO_LARGE };
   }
   return { status: 200, body };
 }

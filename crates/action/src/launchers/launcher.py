@@ -23,6 +23,7 @@ import traceback
 CHANNEL_FD = 3
 CHUNK_BYTES = 65536
 MAX_LINE_BYTES = 65536
+RESULT_TOO_LARGE = 507
 MAX_THREADS = 256
 # Threads of ours; a default stack of 8 MB each would not fit a small container.
 STACK_BYTES = 512 * 1024
@@ -403,7 +404,7 @@ class Launcher:
             return self.refuse(number, call, "the action's result cannot be written as JSON: " + describe(error))
         if len(body) > self.max_result_bytes:
             error = "the action's result has %d bytes, more than the %d that are passed on: return less"
-            return self.refuse(number, call, error % (len(body), self.max_result_bytes))
+            return self.refuse(number, call, error % (len(body), self.max_result_bytes), RESULT_TOO_LARGE)
         self.send(number, 200, call.close(), body)
 
     def fail(self, number, call, error):
@@ -412,9 +413,9 @@ class Launcher:
         sys.stderr.write("".join(traceback.format_exception(type(error), error, trace)))
         self.send(number, 502, call.close(), json.dumps({"error": describe(error)[:10000]}))
 
-    def refuse(self, number, call, error):
+    def refuse(self, number, call, error, status=502):
         sys.stderr.write(error + "\n")
-        self.send(number, 502, call.close(), json.dumps({"error": error}))
+        self.send(number, status, call.close(), json.dumps({"error": error}))
 
 
 def main():

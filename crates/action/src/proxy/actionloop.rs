@@ -135,7 +135,7 @@ impl ActionLoop {
         process.stderr.attribute(None);
         match line {
             Some(Line::Text(line)) => judged(line),
-            Some(Line::TooLong(bytes)) => Answer::error(502, too_large(bytes)),
+            Some(Line::TooLong(bytes)) => too_large(bytes),
             None => {
                 process.child.kill();
                 let reason = explained(process.child.ended().await, &process.stderr);

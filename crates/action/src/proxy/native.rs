@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::header::HOST;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
@@ -20,9 +20,11 @@ use tokio::net::UnixStream;
 use super::child::Child;
 use super::{Host, code, init_patience};
 use crate::contract::{
-    CONCURRENCY_VARIABLE, InitRequest, LOG_LINES_HEADER, MAX_RESULT_BYTES, SOCKET_VARIABLE, WATCH_STDIN_VARIABLE,
+    CONCURRENCY_VARIABLE, EPOCH_HEADER, InitRequest, LOG_LINES_HEADER, MAX_RESULT_BYTES, SOCKET_VARIABLE,
+    WATCH_STDIN_VARIABLE,
 };
 use crate::gate;
+use crate::sdk::too_large;
 use crate::server::{Answer, Call, Initialised, Target, Task};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -58,7 +60,7 @@ impl Native {
         let started = async {
             process.accepts().await?;
             let answer =
-                post(&process.socket, "/init", Bytes::from(body.to_string())).await.map_err(|e| e.to_string())?;
+                post(&process.socket, "/init", None, Bytes::from(body.to_string())).await.map_err(|e| e.to_string())?;
             if answer.status == 200 { Ok(()) } else { Err(reason(&answer)) }
         };
         let outcome = tokio::select! {
@@ -103,7 +105,7 @@ impl Native {
         };
         let answer = tokio::select! {
             biased;
-            answer = post(&process.socket, "/run", Bytes::copy_from_slice(call.body)) => answer,
+            answer = post(&process.socket, "/run", None, Bytes::copy_from_slice(call.body)) => answer,
             how = process.child.ended() => Err(io::Error::other(how)),
         };
         match answer {
@@ -125,6 +127,18 @@ impl Target for Native {
     fn run<'a>(&'a self, call: Call<'a>) -> Task<'a, Answer> {
         Box::pin(async move { self.answer(&call).await })
     }
+
+    /// The runs are in the executable, which knows nothing of this proxy: it is asked, and its socket told again.
+    fn adopt(&self, epoch: u64) -> Task<'_, Option<Answer>> {
+        Box::pin(async move {
+            let process = self.process.get()?;
+            let answer = match post(&process.socket, "/adopt", Some(epoch), Bytes::new()).await {
+                Ok(answer) => answer,
+                Err(broken) => Answer::error(502, format!("the executable does not answer: {broken}")),
+            };
+            Some(Answer { socket: process.socket.to_str().map(str::to_owned), ..answer })
+        })
+    }
 }
 
 impl Process {
@@ -139,23 +153,29 @@ impl Process {
     }
 }
 
-async fn post(socket: &Path, path: &str, body: Bytes) -> io::Result<Answer> {
+async fn post(socket: &Path, path: &str, epoch: Option<u64>, body: Bytes) -> io::Result<Answer> {
     let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let connection = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(HOST, "action")
-        .body(Full::new(body))
-        .map_err(io::Error::other)?;
+    let request = Request::builder().method(Method::POST).uri(path).header(HOST, "action");
+    let request = match epoch {
+        Some(epoch) => request.header(EPOCH_HEADER, epoch),
+        None => request,
+    };
+    let request = request.body(Full::new(body)).map_err(io::Error::other)?;
     let response = sender.send_request(request).await.map_err(io::Error::other)?;
     let lines = response.headers().get(LOG_LINES_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
     let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), MAX_RESULT_BYTES).collect().await.map_err(io::Error::other)?;
+    let body = Limited::new(response.into_body(), MAX_RESULT_BYTES).collect().await;
     connection.abort();
-    Ok(Answer { log_lines: lines, ..Answer::new(status, body.to_bytes()) })
+    match body {
+        Ok(body) => Ok(Answer { log_lines: lines, ..Answer::new(status, body.to_bytes()) }),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Ok(Answer { log_lines: lines, ..too_large(MAX_RESULT_BYTES + 1) })
+        }
+        Err(error) => Err(io::Error::other(error)),
+    }
 }
 
 fn reason(answer: &Answer) -> String {

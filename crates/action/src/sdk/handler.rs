@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::ActionError;
 use crate::Context;
-use crate::contract::{InitRequest, MAX_RESULT_BYTES};
+use crate::contract::{InitRequest, MAX_RESULT_BYTES, RESULT_TOO_LARGE};
 use crate::gate::Gate;
 use crate::server::{Answer, Call, Initialised, Target, Task};
 
@@ -124,14 +124,16 @@ fn encode(value: &Value) -> Answer {
         return Answer::error(502, format!("the action did not return an object or array but {}", kind(value)));
     }
     match serde_json::to_vec(value) {
-        Ok(body) if body.len() > MAX_RESULT_BYTES => Answer::error(502, too_large(body.len())),
+        Ok(body) if body.len() > MAX_RESULT_BYTES => too_large(body.len()),
         Ok(body) => Answer::new(200, body),
         Err(e) => Answer::error(502, format!("the action's result cannot be written as JSON: {e}")),
     }
 }
 
-pub(crate) fn too_large(bytes: usize) -> String {
-    format!("the action's result has {bytes} bytes, more than the {MAX_RESULT_BYTES} that are passed on: return less")
+pub(crate) fn too_large(bytes: usize) -> Answer {
+    let limit = MAX_RESULT_BYTES;
+    let text = format!("the action's result has {bytes} bytes, more than the {limit} that are passed on: return less");
+    Answer::error(RESULT_TOO_LARGE, text)
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -243,15 +245,49 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_result_that_is_no_object_or_array_or_too_large_is_a_502() {
+    async fn a_result_that_is_no_object_or_array_is_a_502_and_one_too_large_a_507() {
         let (answer, ..) = call(|_, _| async { Ok(json!("text")) }, json!({})).await;
         assert_eq!(answer.status, 502);
         assert!(body(&answer)["error"].as_str().unwrap().contains("but a string"));
         let (answer, ..) = call(|_, _| async { Ok(json!([1])) }, json!({})).await;
         assert_eq!((answer.status, body(&answer)), (200, json!([1])));
         let (answer, ..) = call(|_, _| async { Ok(json!(["x".repeat(MAX_RESULT_BYTES)])) }, json!({})).await;
-        assert_eq!(answer.status, 502);
+        assert_eq!(answer.status, RESULT_TOO_LARGE);
         assert!(body(&answer)["error"].as_str().unwrap().contains("return less"));
+    }
+
+    #[tokio::test]
+    async fn one_that_was_adopted_counts_its_runs_and_refuses_older_agents() {
+        let (_, _, lines) = Captured::pair(true);
+        let gate = Gate::new(2);
+        let (let_go, held) = tokio::sync::watch::channel(false);
+        let handler = from_fn(move |_: Context, _: Value| {
+            let mut held = held.clone();
+            async move {
+                held.wait_for(|free| *free).await.ok();
+                Ok::<_, ActionError>(json!({}))
+            }
+        });
+        let server = Server::new(gate.clone(), lines, Box::new(HandlerTarget::new(handler, gate)));
+        server.init_by(Some(5), Bytes::from_static(b"{}")).await;
+        let running = tokio::spawn({
+            let server = server.clone();
+            async move { server.run_by(Some(5), Bytes::from_static(b"{}")).await }
+        });
+        while server.gate.running() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let adopted = server.adopt(Some(6)).await;
+        assert_eq!((adopted.status, body(&adopted)), (200, json!({"running": 1})));
+        for refused in [server.run_by(Some(5), Bytes::from_static(b"{}")).await, server.adopt(Some(5)).await] {
+            assert_eq!(refused.status, 409);
+            assert!(body(&refused)["error"].as_str().unwrap().contains("epoch 6"));
+        }
+        let_go.send(true).unwrap();
+        assert_eq!(running.await.unwrap().status, 200, "what ran goes on to its end");
+        assert_eq!(body(&server.adopt(Some(6)).await), json!({"running": 0}));
+        assert_eq!(server.run_by(Some(6), Bytes::from_static(b"{}")).await.status, 200);
+        assert_eq!(server.adopt(None).await.status, 400);
     }
 
     #[tokio::test]

@@ -76,13 +76,13 @@ fn an_answer_that_is_no_object_is_a_502_that_shows_it_and_the_next_run_is_fine()
 }
 
 #[test]
-fn an_answer_over_a_few_megabytes_is_a_502_and_one_over_one_is_passed_on() {
+fn an_answer_over_a_few_megabytes_is_a_507_and_one_over_one_is_passed_on() {
     let script = "#!/bin/sh\nfor size in 2000000 6000000; do read -r line; printf '{\"x\":\"%0*d\"}\\n' $size 0 >&3; done\nread -r line; echo '{}' >&3\nread -r line\n";
     let container = Container::ready("actionloop", 1, None, script);
     let passed = container.run(&id(1), json!({}));
     assert!(passed.status == 200 && passed.bytes.len() > 2_000_000);
     let refused = container.run(&id(2), json!({}));
-    assert_eq!(refused.status, 502);
+    assert_eq!(refused.status, 507);
     assert!(refused.error().contains("return less"), "{}", refused.error());
     assert_eq!(container.run(&id(3), json!({})).status, 200);
 }

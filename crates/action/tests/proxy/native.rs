@@ -3,7 +3,7 @@ use std::path::Path;
 use base64::Engine;
 use serde_json::{Value, json};
 
-use crate::support::{Container, eventually, example, id, is_alive, post, request};
+use crate::support::{Container, eventually, example, id, is_alive, post, post_by, request};
 
 fn code(name: &str) -> Value {
     let bytes = std::fs::read(example(name)).unwrap();
@@ -22,6 +22,18 @@ fn an_sdk_executable_serves_on_the_socket_that_init_names() {
     assert_eq!(container.stdout.of(&id(1)), ["1 runs in progress"]);
     let through = container.run(&id(2), json!({"b": 2}));
     assert_eq!((&through.json()["echo"], through.log_lines), (&json!({"b": 2}), Some(1)), "and through the proxy");
+}
+
+#[test]
+fn it_is_adopted_through_the_proxy_and_answers_no_older_agent_from_then_on() {
+    let container = Container::start("native", 2);
+    let socket = container.init(code("echo")).socket.unwrap();
+    let adopted = post_by(7, &container.socket(), "/adopt", "");
+    assert_eq!((adopted.status, adopted.json()), (200, json!({"running": 0})));
+    assert_eq!(adopted.socket.as_deref(), Some(socket.as_str()), "who adopts it learns where it serves");
+    let run = |epoch| post_by(epoch, Path::new(&socket), "/run", &request(&id(1), json!({"n": 1})).to_string());
+    assert_eq!((run(6).status, run(7).status), (409, 200));
+    assert_eq!(post_by(6, &container.socket(), "/adopt", "").status, 409);
 }
 
 #[test]

@@ -212,10 +212,21 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// One request on a connection of its own.
 pub(crate) fn post(socket: &Path, path: &str, body: &str) -> std::io::Result<Reply> {
+    post_with(socket, path, "", body)
+}
+
+/// The same, by an agent of that epoch.
+pub(crate) fn post_by(epoch: u64, socket: &Path, path: &str, body: &str) -> Reply {
+    post_with(socket, path, &format!("x-embermesh-epoch: {epoch}\r\n"), body).unwrap()
+}
+
+fn post_with(socket: &Path, path: &str, header: &str, body: &str) -> std::io::Result<Reply> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let head =
-        format!("POST {path} HTTP/1.1\r\nhost: c\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: c\r\nconnection: close\r\n{header}content-length: {}\r\n\r\n",
+        body.len()
+    );
     stream.write_all(head.as_bytes())?;
     stream.write_all(body.as_bytes())?;
     let mut answer = Vec::new();

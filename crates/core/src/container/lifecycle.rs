@@ -11,6 +11,8 @@ pub enum Lifecycle {
     Starting,
     /// Its runtime loads the action's code.
     Initializing,
+    /// It outlived an earlier life of this node; it takes nothing until what still runs in it has ended.
+    Adopting,
     /// It takes runs: idle, busy or full.
     Warm,
     /// The engine pauses it: nothing is granted or started.
@@ -35,9 +37,10 @@ pub struct IllegalMove {
 }
 
 impl Lifecycle {
-    pub const ALL: [Lifecycle; 10] = [
+    pub const ALL: [Lifecycle; 11] = [
         Lifecycle::Starting,
         Lifecycle::Initializing,
+        Lifecycle::Adopting,
         Lifecycle::Warm,
         Lifecycle::Pausing,
         Lifecycle::Paused,
@@ -55,6 +58,7 @@ impl Lifecycle {
             (self, to),
             (Starting, Initializing | Failed)
                 | (Initializing, Warm | Failed)
+                | (Adopting, Warm | Paused | Failed)
                 | (Warm, Pausing | Retiring | Removing | Failed)
                 | (Pausing, Paused | Failed)
                 | (Paused, Resuming | Retiring | Removing | Failed)
@@ -71,6 +75,7 @@ impl Lifecycle {
         match self {
             Lifecycle::Starting => "starting",
             Lifecycle::Initializing => "initializing",
+            Lifecycle::Adopting => "adopting",
             Lifecycle::Warm => "warm",
             Lifecycle::Pausing => "pausing",
             Lifecycle::Paused => "paused",
@@ -101,6 +106,9 @@ mod tests {
             (Starting, Failed),
             (Initializing, Warm),
             (Initializing, Failed),
+            (Adopting, Warm),
+            (Adopting, Paused),
+            (Adopting, Failed),
             (Warm, Pausing),
             (Warm, Retiring),
             (Warm, Removing),

@@ -121,6 +121,11 @@ pub(super) struct Activation {
 }
 
 impl Ledger {
+    /// Sends of an activation's body that neither answer nor refusal has settled.
+    pub fn unsettled_sends(&self, id: ActivationId) -> i32 {
+        self.activations.get(&id).map_or(0, |a| a.unsettled.values().sum())
+    }
+
     /// The life that a record belongs to.
     pub(super) fn life(&self, record: &Record) -> Option<&Life> {
         self.lives.get(&record.node).filter(|life| life.epoch == record.epoch)
@@ -161,10 +166,15 @@ impl Ledger {
             life.last = Aside((record.step, record.at));
         }
         match &record.what {
-            What::Invoked { activation, idempotent } => {
+            What::Invoked { activation, idempotent, attempt } => {
                 let activation = self.activations.entry(*activation).or_default();
                 activation.origin = Some(node.clone());
                 activation.idempotent = *idempotent;
+                activation.orphaned = false;
+                if *attempt > 0 {
+                    // What an earlier life sent, or this one without an answer.
+                    activation.unsettled.entry(attempt - 1).or_insert(1);
+                }
             }
             What::BodySent { attempt, request, .. } => {
                 life.bodies.insert(request.clone(), *attempt);
@@ -192,7 +202,7 @@ impl Ledger {
                 let activation = self.activations.entry(attempt.activation).or_default();
                 *activation.begun.entry(attempt.attempt).or_default() += 1;
             }
-            What::RunEnded { run, end: RunEnd::NeverStarted, .. } => {
+            What::RunEnded { run, end: RunEnd::NeverStarted | RunEnd::Withdrawn, .. } => {
                 if let Some(attempt) = life.attempts.get(run)
                     && let Some(activation) = self.activations.get_mut(&attempt.activation)
                     && let Some(begun) = activation.begun.get_mut(&attempt.attempt)
@@ -376,7 +386,7 @@ impl Container {
 
     fn run_ended(&mut self, run: RunId, end: RunEnd) {
         match end {
-            RunEnd::Answered | RunEnd::NeverStarted => {
+            RunEnd::Answered | RunEnd::NeverStarted | RunEnd::Withdrawn => {
                 if let Some(lease) = self.runs.remove(&run).and_then(|r| self.leases.get_mut(&r.lease?)) {
                     lease.running = lease.running.saturating_sub(1);
                 }

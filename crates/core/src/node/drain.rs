@@ -1,7 +1,9 @@
 //! Ending work on this node: nothing new is accepted, all containers retire, and at the deadline what is left
-//! is reported, or killed if that was asked for.
+//! is reported, or killed if that was asked for. When the node only makes place for its next life, what has retired
+//! or is paused stays for that one to adopt.
 
 use super::{Node, Timer};
+use crate::container::{Container, Lifecycle};
 use crate::ids::ActionId;
 use crate::output::{Denial, Event, Output, Refusal};
 use crate::time::{Micros, Time};
@@ -10,17 +12,27 @@ use crate::time::{Micros, Time};
 pub(super) struct Drain {
     deadline: Time,
     force: bool,
+    /// Containers stay, once they are idle.
+    hand_over: bool,
     /// The end was reported.
     ended: bool,
 }
 
 impl Node {
     pub(super) fn handle_drain(&mut self, deadline_us: Micros, force: bool) {
+        self.drain_to(deadline_us, force, false);
+    }
+
+    pub(super) fn handle_hand_over(&mut self, deadline_us: Micros) {
+        self.drain_to(deadline_us, false, true);
+    }
+
+    fn drain_to(&mut self, deadline_us: Micros, force: bool, hand_over: bool) {
         let deadline = self.now + deadline_us;
         if self.drain.is_none() {
             self.note(Event::Draining);
         }
-        self.drain = Some(Drain { deadline, force, ended: false });
+        self.drain = Some(Drain { deadline, force, hand_over, ended: false });
         self.arm(deadline, Timer::Drain);
         let actions: Vec<ActionId> = self.actions.keys().cloned().collect();
         for name in &actions {
@@ -35,6 +47,7 @@ impl Node {
         }
         for number in self.containers.keys().copied().collect::<Vec<_>>() {
             self.retire(number);
+            self.end_if_retired(number);
         }
         for key in self.held.keys().cloned().collect::<Vec<_>>() {
             self.on_recall(key.0, key.1.epoch, key.1);
@@ -51,14 +64,14 @@ impl Node {
                 self.fail_container(number);
             }
         }
-        let left: Vec<u64> = if drain.force { Vec::new() } else { self.not_gone() };
+        let left = if drain.force { Vec::new() } else { self.not_done() };
         self.end_drain(left);
     }
 
     /// Reports the end as soon as nothing is left.
     pub(super) fn drain_progress(&mut self) {
         let busy = self.drain.as_ref().is_some_and(|d| !d.ended);
-        if busy && self.containers.is_empty() && self.requests.is_empty() && self.activations.is_empty() {
+        if busy && self.requests.is_empty() && self.activations.is_empty() && self.not_done().is_empty() {
             self.end_drain(Vec::new());
         }
     }
@@ -67,8 +80,22 @@ impl Node {
         self.drain.is_some()
     }
 
-    fn not_gone(&self) -> Vec<u64> {
-        self.containers.keys().copied().collect()
+    /// Whether idle containers stay for the next life of this node.
+    pub(super) fn hands_over(&self) -> bool {
+        self.drain.as_ref().is_some_and(|d| d.hand_over)
+    }
+
+    /// Containers that stay for the next life of this node: nothing runs in them, and nothing will.
+    pub fn handed_over(&self) -> Vec<u64> {
+        let stays = |c: &Container| c.state() == Lifecycle::Paused || (c.state() == Lifecycle::Retiring && c.unused());
+        let hands_over = self.hands_over();
+        self.containers.iter().filter(|(_, c)| hands_over && stays(c)).map(|(n, _)| *n).collect()
+    }
+
+    /// Containers that the drain waits for.
+    fn not_done(&self) -> Vec<u64> {
+        let stay = self.handed_over();
+        self.containers.keys().copied().filter(|n| !stay.contains(n)).collect()
     }
 
     fn end_drain(&mut self, left: Vec<u64>) {

@@ -148,6 +148,7 @@ impl Node {
     pub(super) fn retire(&mut self, number: u64) {
         let Some(container) = self.containers.get(&number) else { return };
         match container.state() {
+            Lifecycle::Paused if self.hands_over() => self.overtake_intent(number),
             Lifecycle::Warm | Lifecycle::Paused => {
                 let name = container.action.clone();
                 self.overtake_intent(number);
@@ -184,7 +185,10 @@ impl Node {
     /// A retiring container goes as soon as nothing holds it.
     pub(super) fn end_if_retired(&mut self, number: u64) {
         let retired = self.containers.get(&number).is_some_and(|c| c.state() == Lifecycle::Retiring && c.may_end());
-        if retired {
+        // One with a run over its time-out can't serve on; an outdated one has nobody to serve.
+        let stays =
+            self.hands_over() && self.containers.get(&number).is_some_and(|c| c.unused()) && !self.is_outdated(number);
+        if retired && !stays {
             self.begin_removal(number);
         }
     }
@@ -237,7 +241,7 @@ impl Node {
     /// When an intent for its idleness is due; none while it is used or one is open.
     fn idle_due(&self, number: u64) -> Option<crate::time::Time> {
         let container = self.containers.get(&number)?;
-        if container.intent.is_some() || !container.unused() {
+        if container.intent.is_some() || !container.unused() || self.hands_over() {
             return None;
         }
         let due = match container.state() {
@@ -251,7 +255,7 @@ impl Node {
         Some(due.max(container.rounds.hold_until))
     }
 
-    fn is_outdated(&self, number: u64) -> bool {
+    pub(super) fn is_outdated(&self, number: u64) -> bool {
         self.containers
             .get(&number)
             .and_then(|c| self.actions.get(&c.action).map(|a| a.deleted || a.spec.revision != c.revision))

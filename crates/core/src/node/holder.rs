@@ -426,7 +426,10 @@ impl Node {
                 self.lose_lease(key);
                 self.requeue(id);
             }
-            RemoteEnd::NeverSent | RemoteEnd::Unknown => {
+            RemoteEnd::Withdrawn if !unsure => {
+                self.activations.remove(&id);
+            }
+            RemoteEnd::NeverSent | RemoteEnd::Withdrawn | RemoteEnd::Unknown => {
                 self.lose_lease(key);
                 self.indeterminate(id);
             }

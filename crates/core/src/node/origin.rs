@@ -41,7 +41,14 @@ impl Activation {
 }
 
 impl Node {
-    pub(super) fn handle_invoke(&mut self, id: ActivationId, spec: Arc<ActionSpec>, body_bytes: u64) {
+    pub(super) fn handle_invoke(
+        &mut self,
+        id: ActivationId,
+        spec: Arc<ActionSpec>,
+        body_bytes: u64,
+        attempt: u32,
+        journaled: bool,
+    ) {
         if self.drain.is_some() {
             return self.emit(Output::Refuse { activation: id, refusal: Refusal::Draining });
         }
@@ -50,20 +57,26 @@ impl Node {
         self.env.estimates.arrived(&name, self.now);
         let Some(action) = self.actions.get(&name) else { return };
         let queued = action.queue.len();
-        if queued >= self.cfg().queue_per_action || self.queued_bytes + body_bytes > self.cfg().queue_bytes {
+        let more_bytes = if self.kept.contains_key(&id) { 0 } else { body_bytes };
+        let bytes = self.queued_bytes.saturating_add(self.kept_bytes).saturating_add(more_bytes);
+        if queued >= self.cfg().queue_per_action || (more_bytes > 0 && bytes > self.cfg().queue_bytes) {
             let retry_after_us = self.env.estimates.service(&name).unwrap_or(SECOND).max(100 * MS);
             return self.emit(Output::Refuse { activation: id, refusal: Refusal::QueueFull { retry_after_us } });
+        }
+        if journaled {
+            self.keep_body(id, body_bytes);
         }
         self.counters.arrival += 1;
         let activation = Activation {
             action: name.clone(),
-            body_bytes,
+            // What the journal keeps is counted there.
+            body_bytes: if self.kept.contains_key(&id) { 0 } else { body_bytes },
             seq: self.counters.arrival,
             waits_since: self.now,
-            maybe_ran: false,
+            maybe_ran: attempt > 0,
             asked: Vec::new(),
             hint: None,
-            attempt: 0,
+            attempt,
             never_started: 0,
             queued: false,
             cancelled: false,
@@ -75,6 +88,15 @@ impl Node {
             self.arm(self.now + self.cfg().max_queue_wait_us, Timer::GiveUp(id));
         }
         self.touch(&name);
+    }
+
+    pub(super) fn keep_body(&mut self, id: ActivationId, bytes: u64) {
+        let before = self.kept.insert(id, bytes).unwrap_or(0);
+        self.kept_bytes = (self.kept_bytes - before).saturating_add(bytes);
+    }
+
+    pub(super) fn drop_body(&mut self, id: ActivationId) {
+        self.kept_bytes -= self.kept.remove(&id).unwrap_or(0);
     }
 
     pub(super) fn handle_cancel(&mut self, id: ActivationId) {
@@ -128,13 +150,13 @@ impl Node {
         // The first run after a start or a resume is the one that paid for it.
         let served = container.fresh.take().unwrap_or(Served::Local);
         container.start_own(run, id, now);
+        let attempt = self.activations.get(&id).map_or(0, |a| a.attempt);
         let (action, revision) = (container.action.clone(), container.revision.clone());
-        self.tell(|node| {
-            let attempt = node.activations.get(&id).map_or(0, |a| a.attempt);
+        self.tell(|_| {
             let attempt = Attempt { activation: id, attempt };
             What::RunBegan { run, container: number, attempt, action, revision, lease: None }
         });
-        self.emit(Output::RunLocal { activation: id, run, container: number, served });
+        self.emit(Output::RunLocal { activation: id, run, container: number, attempt, served });
     }
 
     pub(super) fn handle_run_finished(&mut self, number: u64, run: RunId, end: RunEnd) {
@@ -148,6 +170,11 @@ impl Node {
                 let Some(ended) = container.end_run(run, now) else { return };
                 self.env.estimates.served(&name, now.since(ended.started_at));
                 self.answered(ended.activation);
+                self.arm_idle(number);
+            }
+            RunEnd::Withdrawn => {
+                let Some(ended) = container.end_run(run, now) else { return };
+                self.activations.remove(&ended.activation);
                 self.arm_idle(number);
             }
             RunEnd::NeverStarted => {

@@ -312,6 +312,12 @@ impl Node {
         self.emit(Output::PublishAdvert { hash, advert });
     }
 
+    /// What peers are to believe of an action now; `Advert::default()` when there is nothing to tell.
+    pub fn published_advert(&self, hash: ActionHash) -> Advert {
+        let action = self.actions.values().find(|a| a.hash == hash);
+        action.and_then(|a| a.published.as_ref()).map_or_else(Advert::default, |p| p.advert)
+    }
+
     pub(super) fn advert_due(&mut self, hash: ActionHash) {
         if let Some(name) = self.actions.iter().find(|(_, a)| a.hash == hash).map(|(n, _)| n.clone()) {
             self.touch(&name);

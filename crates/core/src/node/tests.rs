@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adopt;
 mod drain;
 mod holder;
 mod home;
@@ -83,7 +84,13 @@ impl Rig {
     }
 
     fn invoke_sized(&mut self, id: u128, spec: &Arc<ActionSpec>, body_bytes: u64) -> Vec<Output> {
-        self.tell(Input::InvokeRequested { activation: ActivationId(id), spec: spec.clone(), body_bytes })
+        let (activation, spec) = (ActivationId(id), spec.clone());
+        self.tell(Input::InvokeRequested { activation, spec, body_bytes, attempt: 0, journaled: false })
+    }
+
+    fn invoke_journaled(&mut self, id: u128, spec: &Arc<ActionSpec>, body_bytes: u64, attempt: u32) -> Vec<Output> {
+        let (activation, spec) = (ActivationId(id), spec.clone());
+        self.tell(Input::InvokeRequested { activation, spec, body_bytes, attempt, journaled: true })
     }
 
     fn finish(&mut self, container: u64, run: RunId, end: RunEnd) -> Vec<Output> {

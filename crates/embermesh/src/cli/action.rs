@@ -11,11 +11,13 @@ const CREATE_EXAMPLES: &str = "\
 FILE is source code, an executable, or builtin:NAME for an action that ships with Embermesh.
 Without --kind the file tells: .py is python:default; .js, .mjs and .cjs are nodejs:default; an
 ELF executable is native:default. An ActionLoop executable needs --kind actionloop:default.
+With --image the image runs the action, and FILE is what it gets as code, if it wants any.
 
 Examples:
   embermesh action create hello hello.py
   embermesh action create resize ./resize --memory 512 --concurrency 8
-  embermesh action create echo builtin:echo --annotation idempotent true";
+  embermesh action create echo builtin:echo --annotation idempotent true
+  embermesh action create report report.js --image openwhisk/action-nodejs-v20";
 
 const UPDATE_EXAMPLES: &str = "\
 What is not given stays as it is. Containers of the older revision end once they are idle;
@@ -51,7 +53,8 @@ pub(crate) struct CreateArgs {
     pub(crate) name: ActionName,
 
     /// Its code, or builtin:NAME
-    pub(crate) file: String,
+    #[arg(required_unless_present = "image")]
+    pub(crate) file: Option<String>,
 
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
@@ -75,6 +78,11 @@ pub(crate) struct SettingsArgs {
     /// What runs the code, e.g. python:default [default: by the file]
     #[arg(long)]
     pub(crate) kind: Option<String>,
+
+    /// A container image that serves the action on port 8080 (kind blackbox), for nodes whose engine
+    /// is docker
+    #[arg(long, conflicts_with = "kind")]
+    pub(crate) image: Option<String>,
 
     /// The function to call [default: the kind's own, usually main]
     #[arg(long)]

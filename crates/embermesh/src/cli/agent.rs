@@ -44,9 +44,9 @@ pub(crate) struct AgentArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) advertise: Option<SocketAddr>,
 
-    /// What runs containers [default: process]
-    #[arg(long, value_name = "ENGINE", value_parser = ["process"])]
-    pub(crate) engine: Option<String>,
+    /// What runs containers: processes of this host, or its Docker engine [default: process]
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    pub(crate) engine: Option<Engine>,
 
     /// Memory that containers may take together, e.g. 4GiB or 512MiB [default: three quarters
     /// of the host's]
@@ -71,6 +71,11 @@ pub(crate) struct AgentArgs {
     #[arg(long)]
     pub(crate) insecure: bool,
 
+    /// Let whoever reaches the API make faults on purpose (see `embermesh chaos inject`); never where
+    /// anything matters
+    #[arg(long)]
+    pub(crate) enable_fault_injection: bool,
+
     /// Go down when standard input closes: for whoever starts agents as its children
     #[arg(long, hide = true)]
     pub(crate) until_stdin_closes: bool,
@@ -86,6 +91,12 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    Process,
+    Docker,
+}
+
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Starts agents as processes of their own on loopback, shows each promise of the mesh at work,
@@ -93,12 +104,18 @@ measures it, and leaves nothing running. Exits 1 when a step did not really happ
 
 Examples:
   embermesh demo
+  embermesh demo --docker
   embermesh demo --json
   embermesh demo --keep")]
 pub(crate) struct DemoArgs {
     /// Print the figures as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Run the containers on this host's Docker engine; images are made of this program, no registry
+    /// is asked
+    #[arg(long)]
+    pub(crate) docker: bool,
 
     /// Leave the mesh up and print how to talk to it
     #[arg(long)]

@@ -41,11 +41,20 @@ pub(super) fn no_action_hint() -> String {
 async fn create(client: &Client, args: &CreateArgs, output: &mut Output<'_>) -> Result<Exit, CommandError> {
     let settings = &args.settings;
     let mut body = body(settings);
-    body.insert("exec".to_owned(), code::exec(&args.file, settings.kind.as_deref(), settings.main.as_deref())?);
+    body.insert("exec".to_owned(), exec(args.file.as_deref(), settings)?);
     let answer = put(client, &args.name, false, &body)
         .await
         .hint_on(StatusCode::CONFLICT, || format!("`embermesh action update {}` changes it", args.name))?;
     show(&answer, "created", output)
+}
+
+fn exec(file: Option<&str>, settings: &SettingsArgs) -> Result<Value, CommandError> {
+    let (kind, main) = (settings.kind.as_deref(), settings.main.as_deref());
+    match (&settings.image, file) {
+        (Some(image), file) => code::image_exec(image, file, main),
+        (None, Some(file)) => code::exec(file, kind, main),
+        (None, None) => Err(CommandError::Usage("give a FILE with the action's code, or an --image".to_owned())),
+    }
 }
 
 async fn update(client: &Client, args: &UpdateArgs, output: &mut Output<'_>) -> Result<Exit, CommandError> {
@@ -53,13 +62,14 @@ async fn update(client: &Client, args: &UpdateArgs, output: &mut Output<'_>) -> 
     let mut body = body(settings);
     match &args.file {
         Some(file) => {
-            body.insert("exec".to_owned(), code::exec(file, settings.kind.as_deref(), settings.main.as_deref())?);
+            body.insert("exec".to_owned(), exec(Some(file), settings)?);
         }
-        None if settings.kind.is_some() || settings.main.is_some() => {
+        None if settings.kind.is_some() || settings.main.is_some() || settings.image.is_some() => {
             let answer = client.get(&format!("{}?code=true", path(&args.name))).await;
             let mut action: Value = answer.hint_on(StatusCode::NOT_FOUND, no_action_hint)?.parse()?;
             let mut exec = action["exec"].take();
-            for (key, value) in [("kind", &settings.kind), ("main", &settings.main)] {
+            let kind = settings.kind.clone().or(settings.image.as_ref().map(|_| code::BLACKBOX.to_owned()));
+            for (key, value) in [("kind", &kind), ("main", &settings.main), ("image", &settings.image)] {
                 if let (Some(value), Some(exec)) = (value, exec.as_object_mut()) {
                     exec.insert(key.to_owned(), value.clone().into());
                 }

@@ -16,6 +16,7 @@ pub(super) const MAX_CODE_BYTES: u64 = 48 << 20;
 pub(super) const KINDS: &str = "python:default, nodejs:default, native:default (an executable made with the SDK), actionloop:default \
      (an ActionLoop executable) or builtin:1";
 
+pub(super) const BLACKBOX: &str = "blackbox";
 const BUILTIN: &str = "builtin:";
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 
@@ -32,13 +33,18 @@ pub(super) fn exec(file: &str, kind: Option<&str>, main: Option<&str>) -> Result
         }
     };
     let mut exec = json!({ "kind": kind });
-    match String::from_utf8(bytes) {
-        Ok(text) if !text.contains('\0') => {
-            exec["code"] = text.into();
-            exec["binary"] = false.into();
-        }
-        Ok(text) => set_binary(&mut exec, text.as_bytes()),
-        Err(e) => set_binary(&mut exec, e.as_bytes()),
+    set_code(&mut exec, bytes);
+    if let Some(main) = main {
+        exec["main"] = main.into();
+    }
+    Ok(exec)
+}
+
+/// The same of an action that an image runs; its code is the image's own affair.
+pub(super) fn image_exec(image: &str, file: Option<&str>, main: Option<&str>) -> Result<Value, CommandError> {
+    let mut exec = json!({ "kind": BLACKBOX, "image": image });
+    if let Some(file) = file {
+        set_code(&mut exec, read(Path::new(file))?);
     }
     if let Some(main) = main {
         exec["main"] = main.into();
@@ -84,6 +90,17 @@ fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
         )));
     }
     Ok(bytes)
+}
+
+fn set_code(exec: &mut Value, bytes: Vec<u8>) {
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => {
+            exec["code"] = text.into();
+            exec["binary"] = false.into();
+        }
+        Ok(text) => set_binary(exec, text.as_bytes()),
+        Err(e) => set_binary(exec, e.as_bytes()),
+    }
 }
 
 fn set_binary(exec: &mut Value, bytes: &[u8]) {

@@ -159,10 +159,14 @@ fn status_details(s: &Status) -> String {
         (false, false) => format!("no: {}", s.not_ready.join("; ")),
     };
     let joining = if s.joining.is_empty() { "-".to_owned() } else { s.joining.join(", ") };
-    details([
+    let faults = s.fault_injection.then_some("can be made on purpose: see `embermesh chaos inject show`");
+    let mut rows = vec![
         ("node", s.node_id.clone()),
         ("ready", ready),
         ("draining", if s.draining { "yes" } else { "no" }.to_owned()),
+    ];
+    rows.extend(faults.map(|text| ("faults", text.to_owned())));
+    rows.extend([
         ("up for", human_ms(s.uptime_ms)),
         ("version", s.version.clone()),
         ("cluster", s.cluster.clone()),
@@ -176,7 +180,7 @@ fn status_details(s: &Status) -> String {
         ("actions", s.actions.to_string()),
         ("containers", s.containers.to_string()),
         ("memory", format!("{} of {}", human_mb(s.memory_used_mb), human_mb(s.memory_mb))),
-        ("activations", format!("{} running, {} queued", s.running, s.queued)),
+        ("activations", format!("{} running, {} queued, {} owed", s.running, s.queued, s.owed)),
         (
             "served",
             format!(
@@ -203,7 +207,8 @@ fn status_details(s: &Status) -> String {
                 s.gossip_restarts
             ),
         ),
-    ])
+    ]);
+    details(rows)
 }
 
 fn or_dash(text: &str) -> String {

@@ -3,6 +3,7 @@
 
 mod action;
 mod activation;
+mod chaos;
 mod code;
 mod error;
 mod intent;
@@ -66,7 +67,8 @@ async fn dispatch(client: &Client, command: OperatorCommand, output: &mut Output
         OperatorCommand::Veto(args) => intent::veto(client, &args, output).await,
         OperatorCommand::Release(args) => intent::release(client, &args, output).await,
         OperatorCommand::Drain(args) => node::drain(client, &args, output).await,
-        OperatorCommand::Leave => node::leave(client, output).await,
+        OperatorCommand::Leave { force } => node::leave(client, force, output).await,
+        OperatorCommand::Chaos(command) => chaos::run(client, command, output).await,
     }
 }
 

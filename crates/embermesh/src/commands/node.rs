@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use embermesh_node::views::{DrainOutcome, DrainRequest};
+use embermesh_node::views::{DrainOutcome, DrainRequest, LeaveRequest};
 use hyper::{Method, StatusCode};
 
 use super::intent::confirm;
@@ -32,8 +32,9 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs, output: &mut Output
     Ok(Exit::Conflict)
 }
 
-pub(super) async fn leave(client: &Client, output: &mut Output<'_>) -> Result<Exit, CommandError> {
-    let answer = client.send(Method::POST, "/mesh/v1/leave", None::<&()>, client.deadline()).await?.ok()?;
+pub(super) async fn leave(client: &Client, force: bool, output: &mut Output<'_>) -> Result<Exit, CommandError> {
+    let body = LeaveRequest { force };
+    let answer = client.send(Method::POST, "/mesh/v1/leave", Some(&body), client.deadline()).await?.ok()?;
     confirm(&answer, output, || "the node leaves the mesh; its agent ends once it is empty".to_owned())
 }
 

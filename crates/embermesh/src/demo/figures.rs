@@ -50,7 +50,15 @@ pub(super) struct Quantiles {
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Figures {
     pub(super) nodes: u32,
+    /// `process` or `docker`.
+    pub(super) engine: &'static str,
     pub(super) cold_start_ms: Quantiles,
+    /// The Docker engine's own create and start of the same image, measured between the cold starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bare_start_ms: Option<Quantiles>,
+    /// From a call to its answer by a container that was paused; on the Docker engine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) resumed_ms: Option<Quantiles>,
     pub(super) local_warm_us: Quantiles,
     pub(super) remote_new_lease_us: Quantiles,
     pub(super) remote_held_lease_us: Quantiles,

@@ -6,9 +6,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+use embermesh_node::config::DockerSection;
+use embermesh_node::containers::docker::remove_cluster;
 use embermesh_node::data_dir::clear_host_lock;
-use embermesh_node::views::{IntentOutcome, Leases, Members};
+use embermesh_node::views::{Container, Containers, IntentOutcome, Leases, Members};
 use hyper::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,8 +26,10 @@ const POLL: Duration = Duration::from_millis(20);
 /// A mesh that ends with this value.
 pub(super) struct Mesh {
     pub(super) nodes: Vec<DemoNode>,
+    /// Whether containers are Docker's.
+    pub(super) docker: bool,
+    pub(super) cluster: String,
     folder: Option<TempDir>,
-    cluster: String,
 }
 
 pub(super) struct DemoNode {
@@ -53,21 +57,56 @@ pub(super) struct Ran {
 }
 
 impl Mesh {
-    pub(super) async fn start(nodes: u32) -> anyhow::Result<Self> {
+    pub(super) async fn start(nodes: u32, docker: bool) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("embermesh-demo-").tempdir().context("no temporary folder")?;
         let cluster = format!("demo-{}", std::process::id());
-        let mut mesh = Self { nodes: Vec::new(), folder: None, cluster: cluster.clone() };
+        if docker {
+            // Told here, where somebody reads it, rather than in an agent's log.
+            clear_docker(&cluster).await?;
+        }
+        let mut mesh = Self { nodes: Vec::new(), docker, cluster: cluster.clone(), folder: None };
         let mut first = None;
         for n in 1..=nodes {
             let id = format!("n{n}");
             let (gossip, api) = free_addresses()?;
-            let node = start_agent(&id, &cluster, &folder.path().join(&id), gossip, api, first)?;
+            let node = mesh.start_agent(&id, &folder.path().join(&id), gossip, api, first)?;
             first.get_or_insert(gossip);
             mesh.nodes.push(node);
         }
         mesh.folder = Some(folder);
         mesh.formed().await?;
         Ok(mesh)
+    }
+
+    fn start_agent(
+        &self,
+        id: &str,
+        data_dir: &Path,
+        mesh: SocketAddr,
+        api: SocketAddr,
+        join: Option<SocketAddr>,
+    ) -> anyhow::Result<DemoNode> {
+        let log = std::fs::File::create(data_dir.with_extension("log")).context("no log file")?;
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg("agent")
+            .args(["--node-id", id, "--cluster", &self.cluster, "--memory", "4GiB", "--until-stdin-closes"])
+            .arg("--data-dir")
+            .arg(data_dir)
+            .args(["--mesh", &mesh.to_string(), "--api", &api.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true);
+        if self.docker {
+            command.args(["--engine", "docker"]);
+        }
+        if let Some(join) = join {
+            command.args(["--join", &join.to_string()]);
+        }
+        let child = command.spawn().context("an agent could not be started")?;
+        let base: BaseUrl = format!("http://{api}").parse().map_err(anyhow::Error::msg)?;
+        Ok(DemoNode { id: id.to_owned(), api, client: Client::new(base, DEADLINE), child })
     }
 
     /// Waits until every node knows every other.
@@ -117,6 +156,12 @@ impl Mesh {
         }
         let pids: Vec<String> = self.nodes.iter().filter_map(|n| n.child.id()).map(|p| p.to_string()).collect();
         text.push_str(&format!("End it:\n  kill {} && rm -r {}\n", pids.join(" "), folder.display()));
+        if self.docker {
+            let filter = format!("label=embermesh.cluster={}", self.cluster);
+            text.push_str(&format!(
+                "  docker ps -aq --filter {filter} | xargs -r docker rm -f   # what a killed node left\n"
+            ));
+        }
         for node in self.nodes {
             std::mem::forget(node);
         }
@@ -125,6 +170,15 @@ impl Mesh {
 
     /// Ends all agents and waits until they are gone.
     pub(super) async fn stop(&mut self) -> anyhow::Result<()> {
+        let ended = self.stop_agents().await;
+        if self.docker {
+            // Those of a node that was killed; its next start would have done this.
+            clear_docker(&self.cluster).await?;
+        }
+        ended
+    }
+
+    async fn stop_agents(&mut self) -> anyhow::Result<()> {
         for node in &self.nodes {
             // Errors when it has ended already.
             node.client.send(Method::POST, "/mesh/v1/leave", None::<&()>, Duration::from_secs(2)).await.ok();
@@ -179,7 +233,30 @@ impl DemoNode {
     /// Gives back what this node holds of an action.
     pub(super) async fn release(&self, action: &str) -> anyhow::Result<()> {
         for lease in self.leases().await?.held.iter().filter(|l| l.action == action) {
-            self.client.post(&format!("/mesh/v1/leases/{}/release", lease.lease_id), &()).await?;
+            let path = format!("/mesh/v1/leases/{}/release", lease.lease_id);
+            self.client.send(Method::POST, &path, None::<&()>, DEADLINE).await?.ok()?;
+        }
+        Ok(())
+    }
+
+    /// Pauses a container and waits until it is.
+    pub(super) async fn pause(&self, container: &str) -> anyhow::Result<()> {
+        self.client.post(&format!("/mesh/v1/containers/{container}/pause"), &json!({})).await?;
+        let paused = |c: &Container| c.container_id == container && c.state == "paused";
+        self.until(|all| all.iter().any(paused)).await.with_context(|| format!("{container} was not paused"))
+    }
+
+    /// Waits until the containers of a deleted action are gone.
+    pub(super) async fn rid_of(&self, action: &str) -> anyhow::Result<()> {
+        let gone = self.until(|all| all.iter().all(|c| c.action != action)).await;
+        gone.with_context(|| format!("containers of {action} were not removed"))
+    }
+
+    async fn until(&self, holds: impl Fn(&[Container]) -> bool) -> anyhow::Result<()> {
+        let began = Instant::now();
+        while !holds(&self.client.get("/mesh/v1/containers").await?.parse::<Containers>()?.containers) {
+            ensure!(began.elapsed() < DEADLINE, "not within {DEADLINE:?}");
+            sleep(POLL).await;
         }
         Ok(())
     }
@@ -204,32 +281,11 @@ impl DemoNode {
     }
 }
 
-fn start_agent(
-    id: &str,
-    cluster: &str,
-    data_dir: &Path,
-    mesh: SocketAddr,
-    api: SocketAddr,
-    join: Option<SocketAddr>,
-) -> anyhow::Result<DemoNode> {
-    let log = std::fs::File::create(data_dir.with_extension("log")).context("no log file")?;
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg("agent")
-        .args(["--node-id", id, "--cluster", cluster, "--memory", "4GiB", "--until-stdin-closes"])
-        .arg("--data-dir")
-        .arg(data_dir)
-        .args(["--mesh", &mesh.to_string(), "--api", &api.to_string()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .kill_on_drop(true);
-    if let Some(join) = join {
-        command.args(["--join", &join.to_string()]);
-    }
-    let child = command.spawn().context("an agent could not be started")?;
-    let base: BaseUrl = format!("http://{api}").parse().map_err(anyhow::Error::msg)?;
-    Ok(DemoNode { id: id.to_owned(), api, client: Client::new(base, DEADLINE), child })
+/// Removes what is left of a cluster from the Docker engine, if it can be reached at all.
+async fn clear_docker(cluster: &str) -> anyhow::Result<()> {
+    let docker = DockerSection::default();
+    let removed = remove_cluster(&docker.socket, cluster, &docker.network).await;
+    removed.map(drop).context("the Docker engine can't be used")
 }
 
 /// An address that is free for TCP and UDP, and another for the API.

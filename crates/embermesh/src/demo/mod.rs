@@ -33,11 +33,12 @@ pub(crate) fn run(args: DemoArgs) -> ExitCode {
 async fn show(args: &DemoArgs) -> anyhow::Result<()> {
     let progress = Progress { quiet: args.json };
     let step = progress.begin("start", &format!("{} agents on loopback, joined by gossip", args.nodes));
-    let mut mesh = Mesh::start(args.nodes).await?;
+    let mut mesh = Mesh::start(args.nodes, args.docker).await?;
     step.end("the mesh has formed");
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut figures = Figures { nodes: args.nodes, ..Figures::default() };
+    let engine = if args.docker { "docker" } else { "process" };
+    let mut figures = Figures { nodes: args.nodes, engine, ..Figures::default() };
     let shown = tokio::select! {
         shown = all_steps(&mut mesh, &mut figures, &progress) => shown,
         _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
@@ -63,6 +64,10 @@ async fn all_steps(mesh: &mut Mesh, figures: &mut Figures, progress: &Progress) 
     step.end(&steps::reuse(mesh, figures).await.context("step `reuse`")?);
     let step = progress.begin("latency", "local, on leases, cold, and a bare gRPC echo");
     step.end(&steps::latencies(mesh, figures).await.context("step `latency`")?);
+    if mesh.docker {
+        let step = progress.begin("pause", "first answers of paused containers");
+        step.end(&steps::resumed(mesh, figures).await.context("step `pause`")?);
+    }
     let step = progress.begin("concurrency", "200 activations at once");
     step.end(&steps::concurrency(mesh, figures).await.context("step `concurrency`")?);
     let step = progress.begin("herd", "first calls at all nodes in the same moment");
@@ -83,16 +88,20 @@ fn print_figures(args: &DemoArgs, figures: &Figures) -> anyhow::Result<()> {
         vec![name.to_owned(), format!("{:.1} {unit}", q.p50), format!("{:.1} {unit}", q.p99), note]
     };
     let samples = format!("{} samples", figures.samples);
-    let times = table(
-        &["TIME", "P50", "P99", ""],
-        [
-            quantiles("bare gRPC echo, 1 KB", figures.grpc_echo_us, "µs", "the yardstick".to_owned()),
-            quantiles("local warm, over HTTP", figures.local_warm_us, "µs", samples.clone()),
-            quantiles("remote, held lease", figures.remote_held_lease_us, "µs", samples.clone()),
-            quantiles("remote, new lease", figures.remote_new_lease_us, "µs", samples),
-            quantiles("cold start", figures.cold_start_ms, "ms", format!("{} samples", figures.cold_samples)),
-        ],
-    );
+    let mut times = vec![
+        quantiles("bare gRPC echo, 1 KB", figures.grpc_echo_us, "µs", "the yardstick".to_owned()),
+        quantiles("local warm, over HTTP", figures.local_warm_us, "µs", samples.clone()),
+        quantiles("remote, held lease", figures.remote_held_lease_us, "µs", samples.clone()),
+        quantiles("remote, new lease", figures.remote_new_lease_us, "µs", samples),
+        quantiles("cold start", figures.cold_start_ms, "ms", format!("{} samples", figures.cold_samples)),
+    ];
+    if let Some(bare) = figures.bare_start_ms {
+        times.push(quantiles("  of it Docker's create and start", bare, "ms", "beside them, bare".to_owned()));
+    }
+    if let Some(resumed) = figures.resumed_ms {
+        times.push(quantiles("paused, to its first answer", resumed, "ms", format!("{} samples", steps::PAUSES)));
+    }
+    let times = table(&["TIME", "P50", "P99", ""], times);
     let row = |what: &str, value: String| vec![what.to_owned(), value];
     let (together, alone) = (&figures.concurrent, &figures.sequential);
     let facts = table(

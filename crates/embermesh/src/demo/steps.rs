@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
+use embermesh_node::config::DockerSection;
+use embermesh_node::containers::docker::Yardstick;
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -16,6 +18,8 @@ const TURN: usize = 30;
 const COLD_SAMPLES: usize = 20;
 const BURST: usize = 200;
 const HELD_SLOTS: usize = 8;
+/// Times that a container is paused, each after its window of a second.
+pub(super) const PAUSES: usize = 10;
 /// How long gossip may take to bring an advert.
 const ADVERT: Duration = Duration::from_secs(5);
 
@@ -81,7 +85,15 @@ pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Res
         }
     }
     let mut cold = Samples::default();
+    let mut bare = Samples::default();
+    let mut yardstick = match mesh.docker {
+        true => Some(Yardstick::new(&DockerSection::default().socket, "/proc/self/exe", &mesh.cluster).await?),
+        false => None,
+    };
     for n in 0..COLD_SAMPLES {
+        if let Some(yardstick) = &mut yardstick {
+            bare.add(yardstick.create_and_start().await?);
+        }
         let name = format!("cold-{n}");
         first.create(&name, "echo", 1).await?;
         take(&mut cold, first.invoke(&name, &params).await?, "cold")?;
@@ -96,6 +108,7 @@ pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Res
     figures.remote_new_lease_us = fresh.in_us();
     figures.cold_start_ms = cold.in_ms();
     figures.grpc_echo_us = echo.in_us();
+    figures.bare_start_ms = yardstick.map(|_| bare.in_ms());
     Ok(format!(
         "p50: local {:.0} µs, held lease {:.0} µs, new lease {:.0} µs, cold start {:.1} ms",
         figures.local_warm_us.p50,
@@ -103,6 +116,22 @@ pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Res
         figures.remote_new_lease_us.p50,
         figures.cold_start_ms.p50
     ))
+}
+
+/// Paused containers, called.
+pub(super) async fn resumed(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+    let (first, _) = split(mesh)?;
+    first.create("paused", "echo", 1).await?;
+    let warm = first.invoke("paused", &json!({})).await?.proof.container;
+    let mut samples = Samples::default();
+    for _ in 0..PAUSES {
+        first.pause(&warm).await?;
+        let ran = first.invoke("paused", &json!({})).await?;
+        ensure!(ran.proof.container == warm, "{} answered instead of the paused {warm}", ran.proof.container);
+        take(&mut samples, ran, "resumed")?;
+    }
+    figures.resumed_ms = Some(samples.in_ms());
+    Ok(format!("p50 {:.1} ms from the call to the answer of a paused container", samples.in_ms().p50))
 }
 
 /// Many at once, on an action that allows it and on one that doesn't.
@@ -123,6 +152,8 @@ pub(super) async fn concurrency(mesh: &Mesh, figures: &mut Figures) -> anyhow::R
     figures.sequential = burst(first, "alone", &params).await?;
     ensure!(figures.sequential.peak == 1, "{} at once in a container that allows one", figures.sequential.peak);
     first.delete("alone").await?;
+    // An engine that is busy with them would start the next step's container late.
+    first.rid_of("alone").await?;
     Ok(format!(
         "{BURST} at once: {:.0} ms in 1 container ({} together); one at a time: {:.0} ms in {} containers",
         figures.concurrent.took_ms, figures.concurrent.peak, figures.sequential.took_ms, figures.sequential.containers

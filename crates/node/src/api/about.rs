@@ -76,7 +76,8 @@ fn description(limits: &LimitsSection) -> Value {
 
 fn runtimes() -> Value {
     let mut families = Map::new();
-    for kind in Kind::ALL {
+    // An image of the user's is no runtime of ours.
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Blackbox) {
         let family = kind.as_str().split(':').next().unwrap_or_default();
         let runtime = json!({
             "kind": kind, "default": true, "deprecated": false, "requireMain": false, "image": "",

@@ -32,6 +32,7 @@ pub(super) fn parse(body: &[u8]) -> Result<(ActionChange, Option<Bytes>), ApiErr
     let kind = exec.kind.as_deref().map(kind).transpose()?;
     let change = ActionChange {
         kind,
+        image: exec.image,
         main: exec.main,
         // Named by its hash once it is stored.
         code: None,
@@ -60,7 +61,7 @@ pub(super) fn whole<'a>(entry: &'a ActionEntry, code: Option<&'a [u8]>) -> Actio
         // Not worth reading it: source travels as text, executables don't.
         None => (None, matches!(entry.kind, Kind::Native | Kind::ActionLoop)),
     };
-    let exec = Exec { kind: entry.kind, code, binary, main: &entry.main };
+    let exec = Exec { kind: entry.kind, image: entry.image.as_deref(), code, binary, main: &entry.main };
     Action { exec: Some(exec), parameters: Some(&entry.parameters), ..summary(entry) }
 }
 
@@ -99,6 +100,8 @@ pub(super) struct Action<'a> {
 struct Exec<'a> {
     kind: Kind,
     #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<std::borrow::Cow<'a, str>>,
     /// Whether the code is base64.
     binary: bool,
@@ -129,6 +132,7 @@ struct Asked {
 #[serde(default)]
 struct AskedExec {
     kind: Option<String>,
+    image: Option<String>,
     code: Option<String>,
     binary: Option<bool>,
     main: Option<String>,
@@ -190,6 +194,7 @@ mod tests {
             main: String::new(),
             code_hash: Some("a".repeat(64)),
             code_bytes: 3,
+            image: None,
             limits: Limits { concurrency: 4, ..Limits::default() },
             parameters: vec![KeyValue { key: "greeting".to_owned(), value: "hi".into() }],
             annotations: vec![KeyValue { key: "idempotent".to_owned(), value: true.into() }],

@@ -117,7 +117,12 @@ impl ApiError {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyLate { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Invoke(InvokeError::QueueFull { .. }) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Invoke(InvokeError::NoCapacity { .. } | InvokeError::Draining)
+            Self::Invoke(
+                InvokeError::NoCapacity { .. }
+                | InvokeError::Draining
+                | InvokeError::NotKept { .. }
+                | InvokeError::NotPromised { .. },
+            )
             | Self::UploadsBusy
             | Self::CodeUnavailable { .. }
             | Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -153,7 +158,7 @@ impl ApiError {
                 Some(*retry_after)
             }
             Self::Invoke(InvokeError::Draining) => Some(RETRY_AFTER_DRAIN),
-            Self::UploadsBusy => Some(RETRY_AFTER_BUSY),
+            Self::UploadsBusy | Self::Invoke(InvokeError::NotKept { .. }) => Some(RETRY_AFTER_BUSY),
             _ => None,
         }
     }
@@ -178,6 +183,8 @@ fn registry_status(error: &RegistryError) -> StatusCode {
         | RegistryError::NotConcurrent { .. }
         | RegistryError::KindMissing
         | RegistryError::CodeMissing { .. }
+        | RegistryError::ImageAndKind { .. }
+        | RegistryError::BadImage { .. }
         | RegistryError::BadCodeHash { .. }
         | RegistryError::UnknownBuiltin { .. }
         | RegistryError::MainTooLong { .. }
@@ -194,6 +201,7 @@ fn operator_status(error: &OperatorError) -> StatusCode {
         OperatorError::NotFound(_) => StatusCode::NOT_FOUND,
         OperatorError::Conflict(_) => StatusCode::CONFLICT,
         OperatorError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        OperatorError::Forbidden(_) => StatusCode::FORBIDDEN,
     }
 }
 

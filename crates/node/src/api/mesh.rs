@@ -11,7 +11,7 @@ use super::asked::{Answer, Asked, empty, json};
 use super::body::{self, Intake};
 use super::error::ApiError;
 use crate::detached::Detached;
-use crate::views::{DrainRequest, IntentOutcome, IntentRequest, VetoRequest};
+use crate::views::{DrainRequest, IntentOutcome, IntentRequest, LeaveRequest, VetoRequest};
 
 const MAX_BODY_BYTES: u64 = 64 << 10;
 
@@ -50,7 +50,8 @@ pub(super) async fn veto(front: Shared, mut asked: Asked) -> Answer {
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
-pub(super) async fn release(front: Shared, asked: Asked) -> Answer {
+pub(super) async fn release(front: Shared, mut asked: Asked) -> Answer {
+    nothing(&mut asked).await?;
     front.node.release(asked.path("id")?).await?;
     Ok(empty(StatusCode::NO_CONTENT))
 }
@@ -64,8 +65,9 @@ pub(super) async fn drain(front: Shared, mut asked: Asked) -> Answer {
     json(if outcome.drained { StatusCode::OK } else { StatusCode::CONFLICT }, &outcome)
 }
 
-pub(super) async fn leave(front: Shared, _asked: Asked) -> Answer {
-    front.node.leave();
+pub(super) async fn leave(front: Shared, mut asked: Asked) -> Answer {
+    let request: LeaveRequest = body(&mut asked).await?;
+    front.node.leave(request.force);
     Ok(empty(StatusCode::ACCEPTED))
 }
 
@@ -81,6 +83,14 @@ fn intent_status(outcome: &IntentOutcome) -> StatusCode {
         "committed" | "retired" => StatusCode::OK,
         _ => StatusCode::CONFLICT,
     }
+}
+
+/// What needs no fields may still come with a body: left unread, it would cost the client its connection.
+async fn nothing(asked: &mut Asked) -> Result<(), ApiError> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+    body::<Nothing>(asked).await.map(|_| ())
 }
 
 /// None means that nothing special is asked for.

@@ -9,6 +9,7 @@
 //! | `actions`, `action_json` | actions, and their shape both ways |
 //! | `activations`, `about` | records; namespaces, limits and what the API is |
 //! | `mesh`, `events` | what a node sees and does, and its events as they happen |
+//! | `faults` | faults made on purpose |
 //! | `health` | `/livez`, `/readyz`, `/metrics` |
 //! | `server` | connections |
 //!
@@ -36,6 +37,7 @@ mod asked;
 mod body;
 mod error;
 mod events;
+mod faults;
 mod health;
 mod invoke;
 mod mesh;
@@ -117,6 +119,10 @@ fn routes(node: Node, desk: Desk) -> Router {
         .route("/mesh/v1/status", on(GET, mesh::status))
         .route("/mesh/v1/drain", on(POST, mesh::drain))
         .route("/mesh/v1/leave", on(POST, mesh::leave))
+        .route(
+            "/mesh/v1/faults",
+            on(GET, faults::shown).merge(on(POST, faults::change)).merge(on(DELETE, faults::heal)),
+        )
         .route("/mesh/v1/events", on(GET, events::events));
     let probes = Router::new()
         .route("/livez", on(GET, health::livez))

@@ -5,7 +5,8 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::{
-    EngineSection, GossipSection, LimitsSection, ListenSection, NodeConfig, NodeSection, ProtocolSection, StoreSection,
+    DockerSection, EngineSection, GossipSection, LimitsSection, ListenSection, NodeConfig, NodeSection,
+    ProtocolSection, StoreSection,
 };
 
 /// Sections, and keys that stand outside any.
@@ -19,6 +20,7 @@ pub(super) fn of_section(name: &str) -> Option<&'static [&'static str]> {
         "node" => fields::<NodeSection>(),
         "listen" => fields::<ListenSection>(),
         "engine" => fields::<EngineSection>(),
+        "docker" => fields::<DockerSection>(),
         "protocol" => fields::<ProtocolSection>(),
         "gossip" => fields::<GossipSection>(),
         "limits" => fields::<LimitsSection>(),

@@ -29,6 +29,7 @@ pub struct NodeConfig {
     pub node: NodeSection,
     pub listen: ListenSection,
     pub engine: EngineSection,
+    pub docker: DockerSection,
     pub protocol: ProtocolSection,
     pub gossip: GossipSection,
     pub limits: LimitsSection,
@@ -87,6 +88,52 @@ pub struct EngineSection {
 pub enum EngineKind {
     /// Containers are processes of this host; nothing else has to be installed.
     Process,
+    /// Containers are this host's Docker engine's.
+    Docker,
+}
+
+/// The Docker engine, where `engine.kind` is `docker`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DockerSection {
+    /// Its Unix socket. Default `/var/run/docker.sock`.
+    pub socket: PathBuf,
+    /// When images are fetched from a registry. Default `missing`.
+    pub pull: PullPolicy,
+    /// The longest that pulling an image may take. Default `10m`.
+    #[serde(with = "values::duration")]
+    pub pull_timeout: Duration,
+    /// From its start until a container accepts connections. Default `30s`.
+    #[serde(with = "values::duration")]
+    pub start_timeout: Duration,
+    /// The bridge for images that actions name; made when missing. Default `embermesh`.
+    pub network: String,
+    /// Most processes in one container. Default 256.
+    pub pids: u32,
+    pub images: ImagesSection,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PullPolicy {
+    /// When the engine does not have it.
+    Missing,
+    Never,
+    /// Before each start.
+    Always,
+}
+
+/// Images with our runtime in them, for each family of kinds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImagesSection {
+    /// For `builtin`, `native` and `actionloop`. Default none: made of the running executable, without a registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub native: Option<String>,
+    /// Default `embermesh-python`.
+    pub python: String,
+    /// Default `embermesh-nodejs`.
+    pub nodejs: String,
 }
 
 /// The protocol's times and bounds; docs/protocol.md says what each is for. All nodes of a mesh should agree.
@@ -213,6 +260,26 @@ impl Default for ListenSection {
 impl Default for EngineSection {
     fn default() -> Self {
         Self { kind: EngineKind::Process, memory: None, parallel_starts: 4 }
+    }
+}
+
+impl Default for DockerSection {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/var/run/docker.sock"),
+            pull: PullPolicy::Missing,
+            pull_timeout: Duration::from_secs(600),
+            start_timeout: Duration::from_secs(30),
+            network: "embermesh".to_owned(),
+            pids: 256,
+            images: ImagesSection::default(),
+        }
+    }
+}
+
+impl Default for ImagesSection {
+    fn default() -> Self {
+        Self { native: None, python: "embermesh-python".to_owned(), nodejs: "embermesh-nodejs".to_owned() }
     }
 }
 

@@ -91,6 +91,36 @@ fn variables_of_every_type_are_read() {
 }
 
 #[test]
+fn the_docker_section_is_read_from_file_and_environment_and_checked() {
+    let config =
+        from_file("[engine]\nkind = \"docker\"\n[docker]\npull = \"never\"\n[docker.images]\npython = \"mine:1\"\n")
+            .unwrap();
+    assert_eq!((config.engine.kind, config.docker.pull), (EngineKind::Docker, PullPolicy::Never));
+    assert_eq!((config.docker.images.python.as_str(), config.docker.images.native), ("mine:1", None));
+    let config = from_env(&[
+        ("EMBERMESH_DOCKER_SOCKET", "/tmp/d.sock"),
+        ("EMBERMESH_DOCKER_START_TIMEOUT", "2s"),
+        ("EMBERMESH_DOCKER_IMAGES", "{native = \"n:1\"}"),
+    ])
+    .unwrap();
+    assert_eq!(config.docker.socket, PathBuf::from("/tmp/d.sock"));
+    assert_eq!(config.docker.images.native.as_deref(), Some("n:1"));
+    let text = from_file("[docker.images]\nruby = \"r\"\n").unwrap_err().to_string();
+    assert!(text.contains(":2:") && text.contains("ruby") && text.contains("python"), "{text}");
+    let text = from_file("[docker]\npul = \"never\"\n").unwrap_err().to_string();
+    assert!(text.contains("did you mean `docker.pull`"), "{text}");
+    for (key, change) in [
+        ("docker.pull_timeout", (|c| c.docker.pull_timeout = Duration::ZERO) as fn(&mut NodeConfig)),
+        ("docker.start_timeout", |c| c.docker.start_timeout = Duration::ZERO),
+        ("docker.network", |c| c.docker.network = "a b".to_owned()),
+        ("docker.images.native", |c| c.docker.images.native = Some(String::new())),
+        ("docker.pids", |c| c.docker.pids = 0),
+    ] {
+        assert!(problems_of(change).contains(key), "{key}");
+    }
+}
+
+#[test]
 fn an_unknown_key_is_named_with_its_line_and_the_near_one() {
     let error = from_file("[node]\nid = \"n1\"\n\n[protocol]\nttl = \"5s\"\nmax_lease_agee = \"1s\"\n").unwrap_err();
     let text = error.to_string();

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{ByteSize, ConfigError, LimitsSection, ListenSection, NodeConfig, NodeSection, ProtocolSection};
+use super::{
+    ByteSize, ConfigError, DockerSection, LimitsSection, ListenSection, NodeConfig, NodeSection, ProtocolSection,
+};
 
 const NAME_MAX: usize = 32;
 /// OpenWhisk's least time-out of an action.
@@ -30,6 +32,7 @@ impl NodeConfig {
             format!("engine.memory {memory} is less than one container needs ({least}): give at least that")
         });
         problems.at_least("engine.parallel_starts", u64::from(self.engine.parallel_starts), 1);
+        problems.of_docker(&self.docker);
         problems.at_least("store.retention_bytes (in bytes)", self.store.retention_bytes.bytes(), 1);
         match problems.0 {
             none if none.is_empty() => Ok(()),
@@ -159,6 +162,32 @@ impl Problems {
                 p.margin, p.grace, p.ttl
             )
         });
+    }
+
+    fn of_docker(&mut self, docker: &DockerSection) {
+        self.positive("docker.pull_timeout", docker.pull_timeout);
+        self.positive("docker.start_timeout", docker.start_timeout);
+        self.at_least("docker.pids", u64::from(docker.pids), 1);
+        self.unless(!docker.socket.as_os_str().is_empty(), || {
+            "docker.socket is empty: give the Docker engine's Unix socket, mostly /var/run/docker.sock".to_owned()
+        });
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let named =
+            docker.network.starts_with(|c: char| c.is_ascii_alphanumeric()) && docker.network.chars().all(plain);
+        self.unless(named, || {
+            format!(
+                "docker.network `{}` is no network's name: use letters, digits, -, _ and .",
+                docker.network.escape_debug()
+            )
+        });
+        let images = &docker.images;
+        let native = images.native.as_deref();
+        let all = [("native", native), ("python", Some(&*images.python)), ("nodejs", Some(&*images.nodejs))];
+        for (key, image) in all {
+            self.unless(image.is_none_or(|image| !image.is_empty() && !image.contains(char::is_whitespace)), || {
+                format!("docker.images.{key} `{}` is no image's name", image.unwrap_or_default().escape_debug())
+            });
+        }
     }
 
     fn of_limits(&mut self, limits: &LimitsSection) {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 to what runs in a container, over its Unix socket: the same for every engine.
+//! HTTP/1.1 to what runs in a container, over its Unix socket or TCP: the same for every engine.
 //!
 //! This is the innermost hop of a warm activation. A connection is driven by the task that uses it: no
 //! task of its own, so no wake-up across threads between a request and its answer. A connection whose
@@ -10,6 +10,7 @@ use std::fmt;
 use std::fs::File;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
@@ -24,7 +25,8 @@ use hyper::client::conn::{TrySendError, http1};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::Reply;
 
@@ -36,6 +38,7 @@ const BACKLOG_RETRY: Duration = Duration::from_millis(1);
 const MAX_SOCKET_PATH: usize = 107;
 const LOG_LINES: &str = "x-embermesh-log-lines";
 const SOCKET: &str = "x-embermesh-socket";
+const EPOCH: &str = "x-embermesh-epoch";
 
 /// What to do while nothing accepts connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,24 +70,47 @@ pub enum CallError {
     TooLarge { limit: usize },
 }
 
+/// Where a container serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Unix(path) => path.display().fmt(f),
+            Address::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
 /// Calls one container; keeps a bounded number of idle connections, the last used first.
 pub struct Client {
     state: Mutex<State>,
+    /// The agent's, told with each call: a container that a newer agent has adopted takes none of an older one.
+    epoch: Option<HeaderValue>,
     max_idle: usize,
     max_answer_bytes: usize,
 }
 
 struct State {
-    address: Arc<Path>,
+    address: Arc<Address>,
     idle: Vec<Connection>,
     open: bool,
 }
 
 impl Client {
-    /// For the socket at `path`, which need not exist yet.
-    pub fn new(path: &Path, max_idle: usize, max_answer_bytes: usize) -> Self {
-        let state = State { address: Arc::from(path), idle: Vec::new(), open: true };
-        Self { state: Mutex::new(state), max_idle, max_answer_bytes }
+    /// For what will serve at `address`; it need not exist yet.
+    pub fn new(address: Address, max_idle: usize, max_answer_bytes: usize) -> Self {
+        let state = State { address: Arc::new(address), idle: Vec::new(), open: true };
+        Self { state: Mutex::new(state), epoch: None, max_idle, max_answer_bytes }
+    }
+
+    /// The same, telling the agent's epoch with each call.
+    pub fn of_epoch(self, epoch: u64) -> Self {
+        Self { epoch: Some(HeaderValue::from(epoch)), ..self }
     }
 
     /// Opens a connection for the first call to use; the error says why nothing accepts one.
@@ -95,11 +121,11 @@ impl Client {
         Ok(())
     }
 
-    /// From now on calls go to `path`.
-    pub fn redirect(&self, path: &Path) {
+    /// From now on calls go to `address`.
+    pub fn redirect(&self, address: Address) {
         let mut state = self.lock();
         state.idle.clear();
-        state.address = Arc::from(path);
+        state.address = Arc::new(address);
     }
 
     /// Closes what is idle and keeps nothing from now on.
@@ -125,6 +151,9 @@ impl Client {
 
     async fn exchange(&self, path: &'static str, body: Bytes, connecting: Connecting) -> Result<Answer, CallError> {
         let mut request = request(path, body);
+        if let Some(epoch) = &self.epoch {
+            request.headers_mut().insert(EPOCH, epoch.clone());
+        }
         // Each failed pass used up an idle connection, so that this ends with a fresh one.
         loop {
             let (address, idle) = self.check_out();
@@ -145,7 +174,7 @@ impl Client {
         }
     }
 
-    fn check_out(&self) -> (Arc<Path>, Option<Connection>) {
+    fn check_out(&self) -> (Arc<Address>, Option<Connection>) {
         let mut state = self.lock();
         while let Some(mut connection) = state.idle.pop() {
             if connection.is_usable() {
@@ -155,7 +184,7 @@ impl Client {
         (state.address.clone(), None)
     }
 
-    fn check_in(&self, mut connection: Connection, address: &Arc<Path>) {
+    fn check_in(&self, mut connection: Connection, address: &Arc<Address>) {
         let usable = connection.is_usable();
         let mut state = self.lock();
         if usable && state.open && state.idle.len() < self.max_idle && Arc::ptr_eq(address, &state.address) {
@@ -171,12 +200,31 @@ impl Client {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
-        f.debug_struct("Client").field("path", &state.address).field("idle", &state.idle.len()).finish()
+        f.debug_struct("Client").field("address", &state.address).field("idle", &state.idle.len()).finish()
     }
 }
 
+/// What a connection runs on.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+type Stream = Box<dyn Wire>;
+
+impl Wire for UnixStream {}
+impl Wire for TcpStream {}
+
+async fn open_stream(address: &Address) -> io::Result<Stream> {
+    Ok(match address {
+        Address::Unix(path) => Box::new(open_unix(path).await?),
+        Address::Tcp(address) => {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Box::new(stream)
+        }
+    })
+}
+
 /// A path that is too long for a socket address is reached through its folder.
-async fn open_stream(path: &Path) -> io::Result<UnixStream> {
+async fn open_unix(path: &Path) -> io::Result<UnixStream> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) if path.as_os_str().len() > MAX_SOCKET_PATH => {
             let folder = File::open(parent)?;
@@ -187,7 +235,7 @@ async fn open_stream(path: &Path) -> io::Result<UnixStream> {
     }
 }
 
-async fn connect(address: &Path, connecting: Connecting) -> Result<Connection, CallError> {
+async fn connect(address: &Address, connecting: Connecting) -> Result<Connection, CallError> {
     loop {
         let error = match Connection::open(address).await {
             Ok(connection) => return Ok(connection),
@@ -196,10 +244,12 @@ async fn connect(address: &Path, connecting: Connecting) -> Result<Connection, C
         match error.kind() {
             // The backlog is full: nothing was sent, and it empties as fast as the container accepts.
             io::ErrorKind::WouldBlock => tokio::time::sleep(BACKLOG_RETRY).await,
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if connecting == Connecting::UntilTimeout => {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable
+                if connecting == Connecting::UntilTimeout =>
+            {
                 tokio::time::sleep(CONNECT_RETRY).await;
             }
-            _ => return Err(CallError::NotSent(format!("{}: {error}", address.display()))),
+            _ => return Err(CallError::NotSent(format!("{address}: {error}"))),
         }
     }
 }
@@ -208,7 +258,7 @@ type Payload = Full<Bytes>;
 
 struct Connection {
     sender: http1::SendRequest<Payload>,
-    driver: Pin<Box<http1::Connection<TokioIo<UnixStream>, Payload>>>,
+    driver: Pin<Box<http1::Connection<TokioIo<Stream>, Payload>>>,
 }
 
 enum Failure {
@@ -217,7 +267,7 @@ enum Failure {
 }
 
 impl Connection {
-    async fn open(address: &Path) -> io::Result<Self> {
+    async fn open(address: &Address) -> io::Result<Self> {
         let stream = open_stream(address).await?;
         let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         Ok(Self { sender, driver: Box::pin(driver) })

@@ -2,7 +2,11 @@
 //!
 //! The driver owns every decision; an engine only does what it is told and reports what it saw.
 
+mod call;
+pub mod docker;
+mod folder;
 pub mod http;
+mod last_lines;
 pub mod logs;
 pub mod process;
 
@@ -24,6 +28,8 @@ pub struct ContainerSpec {
     /// `counter@node`.
     pub revision: String,
     pub runtime: Runtime,
+    /// The image that the action names, of `Runtime::Image`.
+    pub image: Option<String>,
     pub memory_mb: u64,
     /// Most activations that run in it at once.
     pub concurrency: u32,
@@ -44,6 +50,22 @@ pub enum Runtime {
     Python,
     /// Node.js source.
     NodeJs,
+    /// Whatever the image that the action names serves on port 8080.
+    Image,
+}
+
+impl Runtime {
+    /// As the proxy's command line has it.
+    fn argument(self) -> &'static str {
+        match self {
+            Runtime::Builtin => "builtin",
+            Runtime::Native => "native",
+            Runtime::ActionLoop => "actionloop",
+            Runtime::Python => "python",
+            Runtime::NodeJs => "nodejs",
+            Runtime::Image => "image",
+        }
+    }
 }
 
 /// The container's answer to `/init` or `/run`.
@@ -81,11 +103,61 @@ pub trait Engine: Send + Sync + 'static {
     /// Ends the container with everything in it. Removing one that is gone is a success.
     async fn remove(&self, id: &str) -> Result<(), EngineError>;
 
+    /// Why the engine can't be asked for anything at the moment; what runs may well run on.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Takes the stream of what happened by itself; at most once, later calls get `None`.
     fn events(&self) -> Option<tokio::sync::mpsc::Receiver<EngineEvent>>;
 
     /// Ends every container of this engine; called once, at shutdown.
     async fn shutdown(&self);
+
+    /// Whether containers can stay when the agent ends, for its next life to adopt.
+    fn hands_over(&self) -> bool {
+        false
+    }
+
+    /// Ends this engine's part and leaves all its containers; `idle` are the ids of those in which nothing runs.
+    /// Called once, instead of `shutdown`.
+    async fn hand_over(&self, _idle: &[String]) {
+        self.shutdown().await;
+    }
+
+    /// Containers of earlier lives of this agent; asked once, before anything is started. Each is then adopted or
+    /// discarded.
+    async fn found(&self) -> Result<Vec<Found>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    /// Takes one over under the id of `spec`: from here on it answers to that, and refuses calls of earlier lives.
+    /// Returns how many of their runs are still in it.
+    async fn adopt(&self, found: &Found, _spec: ContainerSpec) -> Result<u32, EngineError> {
+        Err(EngineError::Unknown(found.id.clone()))
+    }
+
+    /// How many runs of earlier lives are still in an adopted container.
+    async fn runs_left(&self, id: &str) -> Result<u32, EngineError> {
+        Err(EngineError::Unknown(id.to_owned()))
+    }
+
+    /// Ends one that is not adopted.
+    async fn discard(&self, found: &Found) -> Result<(), EngineError> {
+        Err(EngineError::Unknown(found.id.clone()))
+    }
+}
+
+/// A container of an earlier life of this agent.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its id in that life.
+    pub id: String,
+    pub namespace: String,
+    pub action: String,
+    /// `counter@node`.
+    pub revision: String,
+    pub paused: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

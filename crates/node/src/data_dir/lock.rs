@@ -122,6 +122,22 @@ pub(super) fn take_for_host(
     }))
 }
 
+/// A lock of that name for this host, if nobody holds it now; an error where no lock can be made at all.
+pub(super) fn try_on_host(runtime_dirs: &[PathBuf], name: &str) -> io::Result<Option<Flock<File>>> {
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    for dir in runtime_dirs {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir).and_then(|()| {
+            let path = dir.join(format!("{name}.lock"));
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+        });
+        match made {
+            Ok(file) => return Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
 fn still_at(path: &Path, file: &File) -> io::Result<bool> {
     let ours = file.metadata()?;
     match fs::metadata(path) {

@@ -32,6 +32,9 @@ pub struct ActionEntry {
     /// The function or built-in action to call; the kind's default when empty.
     #[serde(default)]
     pub main: String,
+    /// The container image that serves it, of kind `blackbox`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// blake3 of the code, hex; none for built-in actions.
     #[serde(default)]
     pub code_hash: Option<String>,
@@ -91,10 +94,14 @@ pub enum Kind {
     Python,
     #[serde(rename = "nodejs:20")]
     NodeJs,
+    /// Whatever the action's image does with what it gets on port 8080.
+    #[serde(rename = "blackbox")]
+    Blackbox,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] = [Kind::Builtin, Kind::Native, Kind::ActionLoop, Kind::Python, Kind::NodeJs];
+    pub const ALL: [Kind; 6] =
+        [Kind::Builtin, Kind::Native, Kind::ActionLoop, Kind::Python, Kind::NodeJs, Kind::Blackbox];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -103,6 +110,7 @@ impl Kind {
             Kind::ActionLoop => "actionloop:1",
             Kind::Python => "python:3",
             Kind::NodeJs => "nodejs:20",
+            Kind::Blackbox => "blackbox",
         }
     }
 }
@@ -116,7 +124,7 @@ impl fmt::Display for Kind {
 /// The kind is none that this node knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown kind `{0}`: use builtin:1, native:1, actionloop:1, python:3 or nodejs:20 (`NAME:default` means the newest)"
+    "unknown kind `{0}`: use builtin:1, native:1, actionloop:1, python:3, nodejs:20 (`NAME:default` means the newest), or blackbox with an image"
 )]
 pub struct UnknownKind(pub String);
 
@@ -131,6 +139,7 @@ impl FromStr for Kind {
             "actionloop" => Kind::ActionLoop,
             "python" => Kind::Python,
             "nodejs" => Kind::NodeJs,
+            "blackbox" => Kind::Blackbox,
             _ => return Err(UnknownKind(text.to_owned())),
         };
         let known = version == "default" || kind.as_str().split_once(':').is_some_and(|(_, v)| v == version);

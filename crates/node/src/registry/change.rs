@@ -12,6 +12,7 @@ const LOGS_MAX_MB: u64 = 10;
 pub const MAX_METADATA_BYTES: usize = 1 << 20;
 /// `main` is a name, not a place to keep data.
 const MAIN_MAX_BYTES: usize = 1024;
+const IMAGE_MAX_BYTES: usize = 512;
 /// Sets the concurrency like `limits.concurrency`, for clients that only know annotations.
 const MAX_CONCURRENT: &str = "max-concurrent";
 
@@ -24,6 +25,8 @@ pub struct ActionChange {
     pub kind: Option<Kind>,
     pub main: Option<String>,
     pub code: Option<CodeRef>,
+    /// Of kind `blackbox`.
+    pub image: Option<String>,
     pub limits: LimitsChange,
     /// Replaces all of them.
     pub parameters: Option<Vec<KeyValue>>,
@@ -74,6 +77,7 @@ impl ActionChange {
         // Built-in actions ship with the node: code of an earlier kind would only be kept for nothing.
         let code = self.code.or(old_code).filter(|_| kind != Kind::Builtin);
         let kind_changed = before.is_some_and(|b| b.kind != kind);
+        let old_image = before.filter(|_| kind == Kind::Blackbox).and_then(|b| b.image.clone());
         let old_main = before.filter(|_| !kind_changed).map(|b| b.main.clone());
         Ok(ActionEntry {
             namespace: namespace.to_owned(),
@@ -85,6 +89,7 @@ impl ActionChange {
             main: self.main.or(old_main).unwrap_or_default(),
             code_bytes: code.as_ref().map_or(0, |code| code.bytes),
             code_hash: code.map(|code| code.hash),
+            image: self.image.or(old_image),
             limits,
             parameters: self.parameters.or(before.map(|b| b.parameters.clone())).unwrap_or_default(),
             annotations: merged(before.map(|b| b.annotations.as_slice()).unwrap_or_default(), self.annotations),
@@ -115,8 +120,11 @@ pub(super) fn check_entry(entry: &ActionEntry, limits: &RegistryLimits) -> Resul
         if !entry.main.is_empty() && !BUILTINS.contains(&entry.main.as_str()) {
             return Err(RegistryError::UnknownBuiltin { main: entry.main.clone() });
         }
-    } else if entry.code_hash.is_none() || entry.code_bytes == 0 {
+    } else if entry.kind != Kind::Blackbox && (entry.code_hash.is_none() || entry.code_bytes == 0) {
         return Err(RegistryError::CodeMissing { kind: entry.kind });
+    }
+    if entry.image.is_some() != (entry.kind == Kind::Blackbox) {
+        return Err(RegistryError::ImageAndKind { kind: entry.kind });
     }
     if entry.code_bytes > limits.code_max_bytes {
         return Err(RegistryError::CodeTooLarge { bytes: entry.code_bytes, limit: limits.code_max_bytes });
@@ -135,12 +143,22 @@ pub(super) fn check_shape(entry: &ActionEntry) -> Result<(), RegistryError> {
     if let Some(hash) = entry.code_hash.as_deref().filter(|hash| !is_hash(hash)) {
         return Err(RegistryError::BadCodeHash { hash: hash.chars().take(80).collect() });
     }
+    if let Some(image) = entry.image.as_deref().filter(|image| !is_image(image)) {
+        return Err(RegistryError::BadImage { image: image.chars().take(IMAGE_MAX_BYTES).collect() });
+    }
     let metadata = serde_json::to_vec(&(&entry.parameters, &entry.annotations));
     let bytes = metadata.map_or(usize::MAX, |json| json.len());
     if bytes > MAX_METADATA_BYTES {
         return Err(RegistryError::MetadataTooLarge { bytes, limit: MAX_METADATA_BYTES });
     }
     Ok(())
+}
+
+/// The characters of image names: `host:port/path/name:tag@digest`. The engine checks the rest.
+fn is_image(image: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@');
+    let fits = image.len() <= IMAGE_MAX_BYTES && image.starts_with(|c: char| c.is_ascii_alphanumeric());
+    fits && !image.contains("..") && image.chars().all(plain)
 }
 
 /// OpenWhisk's entity names.

@@ -91,10 +91,14 @@ pub enum RegistryError {
         "kind {kind} runs one activation at a time, and concurrency {concurrency} was asked for: use 1, or a kind that allows more (native:1, python:3, nodejs:20)"
     )]
     NotConcurrent { kind: Kind, concurrency: u32 },
-    #[error("no kind was given: use one of builtin:1, native:1, actionloop:1, python:3, nodejs:20")]
+    #[error("no kind was given: use one of builtin:1, native:1, actionloop:1, python:3, nodejs:20, blackbox")]
     KindMissing,
     #[error("kind {kind} needs code, and there is none: give a file with the action's code")]
     CodeMissing { kind: Kind },
+    #[error("kind {kind} and image don't go together: give an image with kind blackbox, and with no other")]
+    ImageAndKind { kind: Kind },
+    #[error("`{}` is no name of an image: write it as `host/path/name:tag`", .image.escape_debug())]
+    BadImage { image: String },
     #[error("the code has {bytes} bytes, and {limit} are allowed: leave out what the action doesn't need at run time")]
     CodeTooLarge { bytes: u64, limit: u64 },
     #[error("`{}` is no code hash: it has 64 digits of 0-9 and a-f", .hash.escape_debug())]
@@ -204,6 +208,7 @@ impl Registry {
             deleted: true,
             main: String::new(),
             code_hash: None,
+            image: None,
             code_bytes: 0,
             parameters: Vec::new(),
             annotations: Vec::new(),

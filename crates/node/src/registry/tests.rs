@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::action::KeyValue;
 use super::*;
 use crate::store::RedbStore;
+use crate::store::journal::{Entry, Step};
 
 fn limits() -> RegistryLimits {
     RegistryLimits::from(&LimitsSection::default())
@@ -309,8 +310,22 @@ fn actionloop_refuses_concurrency() {
 }
 
 #[test]
-fn code_is_needed_by_all_kinds_but_builtin_and_bounded() {
-    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Builtin) {
+fn an_image_goes_with_kind_blackbox_and_with_no_other() {
+    let of = |kind, image: Option<&str>| {
+        create(ActionChange { kind: Some(kind), image: image.map(str::to_owned), ..echo() })
+    };
+    of(Kind::Blackbox, Some("host.example:5000/path/name:1.2@sha256:00")).unwrap();
+    for (kind, image) in [(Kind::Blackbox, None), (Kind::Builtin, Some("a"))] {
+        assert!(matches!(of(kind, image).unwrap_err(), RegistryError::ImageAndKind { .. }));
+    }
+    for bad in ["", "a b", "-a", "/a", "a/../b", "a\n", &"a".repeat(600)] {
+        assert!(matches!(of(Kind::Blackbox, Some(bad)).unwrap_err(), RegistryError::BadImage { .. }), "{bad}");
+    }
+}
+
+#[test]
+fn code_is_needed_by_all_kinds_but_builtin_and_images_and_bounded() {
+    for kind in Kind::ALL.into_iter().filter(|kind| !matches!(kind, Kind::Builtin | Kind::Blackbox)) {
         let error = create(ActionChange { kind: Some(kind), ..ActionChange::default() }).unwrap_err();
         assert!(matches!(error, RegistryError::CodeMissing { .. }), "{kind}: {error}");
     }
@@ -471,6 +486,12 @@ impl Store for Refusing {
     }
     fn count_activations(&self, namespace: &str, filter: &crate::store::ActivationFilter) -> Result<u64, StoreError> {
         self.0.count_activations(namespace, filter)
+    }
+    fn load_journal(&self) -> Result<Vec<Entry>, StoreError> {
+        unreachable!()
+    }
+    fn commit_journal(&self, _: &[Step]) -> Result<(), StoreError> {
+        unreachable!()
     }
     fn prune(&self, now_ms: u64, retention: crate::store::Retention) -> Result<crate::store::Pruned, StoreError> {
         self.0.prune(now_ms, retention)

@@ -1,6 +1,7 @@
 //! gRPC between peers: `server` takes their calls, this file makes ours, `convert` is between the wire and the
 //! core. Every call has a deadline; what a lost answer means is the core's business.
 
+pub(crate) mod again;
 pub(crate) mod convert;
 pub(crate) mod server;
 

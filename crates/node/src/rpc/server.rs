@@ -322,6 +322,21 @@ impl Mesh for Service {
         let json = json.map_err(|e| Status::internal(e.to_string()))?;
         Ok(Response::new(v1::InspectReply { json }))
     }
+
+    async fn identify(&self, request: Request<v1::IdentifyRequest>) -> Reply<v1::IdentifyReply> {
+        let node_id = request.into_inner().node_id;
+        let own = node_id == self.node.id().as_str();
+        let known = if own { Some((self.node.epoch(), None)) } else { self.node.peers().known(&node_id) };
+        let (epoch, at) = known.unwrap_or((Epoch(0), None));
+        Ok(Response::new(v1::IdentifyReply {
+            node_id: self.node.id().to_string(),
+            cluster: self.node.config().node.cluster.clone(),
+            instance: self.node.instance().to_owned(),
+            known_epoch: epoch.0,
+            known_live: at.is_some(),
+            known_at: at.map(|at| at.to_string()).unwrap_or_default(),
+        }))
+    }
 }
 
 impl Node {

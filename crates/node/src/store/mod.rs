@@ -1,6 +1,7 @@
-//! What survives a restart: actions, activation records, code.
+//! What survives a restart: actions, activation records, the journal, code.
 //!
-//! The registry owns actions and the `RecordWriter` owns activation records; both use a [`Store`], whose
+//! The registry owns actions, the `RecordWriter` owns activation records, and the `Journal` what was promised with a
+//! 202; all use a [`Store`], whose
 //! calls block and belong on a blocking thread. Code lies in files of its own ([`CodeStore`]).
 
 use std::fmt::Debug;
@@ -12,11 +13,13 @@ use crate::registry::action::ActionEntry;
 
 pub mod activation;
 pub mod code;
+pub mod journal;
 mod redb_store;
 pub mod writer;
 
 pub use activation::{ActivationRecord, ActivationResponse, ActivationStatus, ActivationSummary};
 pub use code::{CodeError, CodeStore};
+pub use journal::Journal;
 pub use redb_store::RedbStore;
 pub use writer::{RecordWriter, WriterOptions, WriterStats};
 
@@ -50,6 +53,13 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// Removes the oldest records: those that ended more than `retention.max_age` before `now_ms`, and what
     /// is beyond `retention.max_bytes`.
     fn prune(&self, now_ms: u64, retention: Retention) -> Result<Pruned, StoreError>;
+
+    /// What the journal holds, in the order of acceptance.
+    fn load_journal(&self) -> Result<Vec<journal::Entry>, StoreError>;
+
+    /// Carries the steps out in order, in one transaction; on disk when it returns. After an error nobody knows which
+    /// of them are.
+    fn commit_journal(&self, steps: &[journal::Step]) -> Result<(), StoreError>;
 }
 
 /// A list of whole records ends early rather than hold more than this, at least one record apart.
@@ -95,7 +105,7 @@ pub struct Pruned {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(
-        "store {path} is damaged ({reason}): restore it from a backup, or move it away and start again (actions come back from peers, activation records are lost); nothing was deleted"
+        "store {path} is damaged ({reason}): restore it from a backup, or move it away and start again (actions come back from peers; activation records, and activations that were accepted and have not ended, are lost); nothing was deleted"
     )]
     Corrupt { path: PathBuf, reason: String },
     #[error("store {path} is open in another process: stop that agent first")]
@@ -106,7 +116,7 @@ pub enum StoreError {
     NewerSchema { path: PathBuf, found: u64, known: u64 },
     #[error("store {path} can't be opened ({reason}): check the path, its permissions and the disk's free space")]
     Open { path: PathBuf, reason: String },
-    #[error("the store failed to {what} ({reason}): check the disk; after an I/O error the agent has to be restarted")]
+    #[error("the store failed to {what} ({reason}): check the disk, its free space and its permissions")]
     Failed { what: &'static str, reason: String },
     #[error("{what} in the store can't be read ({reason}): it was written by another version or is damaged")]
     Entry { what: String, reason: String },

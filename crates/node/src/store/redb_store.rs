@@ -10,6 +10,8 @@
 //! by_id       (namespace, id)                 -> number
 //! by_time     (namespace, start, number)
 //! by_name     (namespace, name, start, number)
+//! journal     activation id                   -> what is needed to run it (`journal::Kept`)
+//! started     activation id                   -> where its body was handed on to (`journal::Started`)
 //! ```
 
 use std::ops::RangeInclusive;
@@ -19,18 +21,24 @@ use std::sync::Arc;
 
 use redb::backends::InMemoryBackend;
 use redb::{
-    Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, Table,
+    Database, DatabaseError, Durability, ReadTransaction, ReadableTable, StorageBackend, StorageError, Table,
     TableDefinition, WriteTransaction,
 };
 use serde::de::DeserializeOwned;
 
 use super::activation::{ActivationRecord, ActivationStatus, ActivationSummary};
+use super::journal::{Entry, Step};
 use super::{ActivationFilter, MAX_LIST_BYTES, Pruned, Retention, Store, StoreError};
 use crate::registry::action::ActionEntry;
 
+mod journal;
+mod opened;
 mod retention;
 
-const SCHEMA: u64 = 1;
+use opened::{Opened, Reading, Writing};
+
+/// 2: with the journal.
+const SCHEMA: u64 = 2;
 /// redb's own default is a gigabyte.
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -48,24 +56,17 @@ const META_BYTES: &str = "record_bytes";
 /// The database in one file, or in memory.
 #[derive(Debug)]
 pub struct RedbStore {
-    database: Database,
+    opened: Opened,
 }
 
 impl RedbStore {
     /// Opens the file, creating it when missing. A damaged file is an error and stays as it is.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref();
+        let store = Self { opened: Opened::file(path)? };
         // redb meets some kinds of damage with a panic.
-        let opened = catch_unwind(AssertUnwindSafe(|| {
-            Database::builder().set_cache_size(CACHE_BYTES).create(path).map(|database| {
-                let store = Self { database };
-                let prepared = store.prepare(path);
-                (store, prepared)
-            })
-        }));
-        match opened {
-            Ok(Ok((store, prepared))) => prepared.map(|()| store),
-            Ok(Err(error)) => Err(open_error(path, error)),
+        match catch_unwind(AssertUnwindSafe(|| store.prepare(path))) {
+            Ok(prepared) => prepared.map(|()| store),
             Err(_) => {
                 Err(StoreError::Corrupt { path: path.to_owned(), reason: "its pages contradict each other".to_owned() })
             }
@@ -74,14 +75,23 @@ impl RedbStore {
 
     /// The same database without a file, for simulations.
     pub fn in_memory() -> Result<Self, StoreError> {
+        Self::on(InMemoryBackend::new())
+    }
+
+    pub(super) fn on(backend: impl StorageBackend) -> Result<Self, StoreError> {
         let path = PathBuf::from("(in memory)");
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
-            .create_with_backend(InMemoryBackend::new())
+            .create_with_backend(backend)
             .map_err(|error| open_error(&path, error))?;
-        let store = Self { database };
+        let store = Self { opened: Opened::new(database, None) };
         store.prepare(&path)?;
         Ok(store)
+    }
+
+    #[cfg(test)]
+    pub(super) fn note_io_error(&self) {
+        self.opened.note_io_error();
     }
 
     /// Checks the schema, and makes all tables so that readers find them.
@@ -90,25 +100,27 @@ impl RedbStore {
         let found = {
             let mut meta = transaction.open_table(META).map_err(failed("open its tables"))?;
             let found = meta.get(META_SCHEMA).map_err(failed("read its schema"))?.map(|schema| schema.value());
-            if found.is_none() {
+            let found = found.unwrap_or(SCHEMA);
+            if found <= SCHEMA {
                 meta.insert(META_SCHEMA, SCHEMA).map_err(failed("write its schema"))?;
             }
-            found.unwrap_or(SCHEMA)
+            found
         };
         if found > SCHEMA {
             return Err(StoreError::NewerSchema { path: path.to_owned(), found, known: SCHEMA });
         }
         transaction.open_table(ACTIONS).map_err(failed("open its tables"))?;
         RecordTables::open(&transaction)?;
-        transaction.commit().map_err(failed("prepare its tables"))
+        journal::Tables::open(&transaction)?;
+        transaction.commit("prepare its tables")
     }
 
-    fn begin_write(&self, what: &'static str) -> Result<WriteTransaction, StoreError> {
-        self.database.begin_write().map_err(failed(what))
+    fn begin_write(&self, what: &'static str) -> Result<Writing<'_>, StoreError> {
+        self.opened.begin_write(what)
     }
 
-    fn begin_read(&self, what: &'static str) -> Result<ReadTransaction, StoreError> {
-        self.database.begin_read().map_err(failed(what))
+    fn begin_read(&self, what: &'static str) -> Result<Reading<'_>, StoreError> {
+        self.opened.begin_read(what)
     }
 
     /// Calls `each` with the numbers of the chosen records, in order, until it answers false.
@@ -200,7 +212,7 @@ impl Store for RedbStore {
                 table.insert(key, content.as_slice()).map_err(failed(WHAT))?;
             }
         }
-        transaction.commit().map_err(failed(WHAT))
+        transaction.commit(WHAT)
     }
 
     fn append_activations(&self, records: &[Arc<ActivationRecord>]) -> Result<(), StoreError> {
@@ -214,12 +226,12 @@ impl Store for RedbStore {
                 tables.append(record, &content).map_err(failed(WHAT))?;
             }
         }
-        transaction.commit().map_err(failed(WHAT))
+        transaction.commit(WHAT)
     }
 
     fn sync(&self) -> Result<(), StoreError> {
         // An empty transaction makes those before it durable.
-        self.begin_write("sync")?.commit().map_err(failed("sync"))
+        self.begin_write("sync")?.commit("sync")
     }
 
     fn activation(&self, namespace: &str, id: &str) -> Result<Option<ActivationRecord>, StoreError> {
@@ -259,6 +271,14 @@ impl Store for RedbStore {
 
     fn prune(&self, now_ms: u64, retention: Retention) -> Result<Pruned, StoreError> {
         retention::prune(self, now_ms, retention)
+    }
+
+    fn load_journal(&self) -> Result<Vec<Entry>, StoreError> {
+        journal::load(self)
+    }
+
+    fn commit_journal(&self, steps: &[Step]) -> Result<(), StoreError> {
+        journal::commit(self, steps)
     }
 }
 

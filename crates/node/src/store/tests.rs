@@ -21,6 +21,7 @@ fn action(name: &str, counter: u64) -> Arc<ActionEntry> {
         kind: Kind::Builtin,
         main: "echo".to_owned(),
         code_hash: None,
+        image: None,
         code_bytes: 0,
         limits: Limits::default(),
         parameters: vec![KeyValue { key: "p".to_owned(), value: serde_json::json!({"deep": [1, null]}) }],
@@ -261,7 +262,7 @@ fn a_store_of_a_newer_schema_is_refused() {
     transaction.commit().unwrap();
     drop(database);
     let error = RedbStore::open(&path).unwrap_err();
-    assert!(matches!(error, StoreError::NewerSchema { found: 9, known: 1, .. }), "{error}");
+    assert!(matches!(error, StoreError::NewerSchema { found: 9, known: 2, .. }), "{error}");
 }
 
 #[test]
@@ -273,4 +274,193 @@ fn a_store_in_use_or_out_of_reach_says_so() {
     let error = RedbStore::open(dir.path().join("no/such/store.redb")).unwrap_err();
     assert!(matches!(&error, StoreError::Open { .. }) && error.to_string().contains("no/such"), "{error}");
     assert!(matches!(RedbStore::open(dir.path()).unwrap_err(), StoreError::Open { .. }));
+}
+
+fn owed(store: &RedbStore) -> Vec<u128> {
+    store.load_journal().unwrap().iter().map(|entry| entry.kept.id.0).collect()
+}
+
+fn promise(id: u128) -> journal::Step {
+    journal::Step::Accepted(
+        Arc::new(journal::Kept {
+            id: embermesh_core::ActivationId(id),
+            namespace: "guest".to_owned(),
+            name: "hello".to_owned(),
+            version: "0.0.1".to_owned(),
+            subject: "guest".to_owned(),
+            transaction_id: "t".to_owned(),
+            accepted_ms: 5,
+            params: bytes::Bytes::from(vec![b' '; 3_000]),
+        }),
+        None,
+    )
+}
+
+fn end(id: u64) -> journal::Step {
+    journal::Step::Ended(embermesh_core::ActivationId(id.into()), Arc::new(record("guest", "hello", id, 5)))
+}
+
+/// A disk with a cache that a crash empties, and that fails when it is told to.
+#[derive(Debug, Clone, Default)]
+struct Disk(Arc<std::sync::Mutex<DiskState>>);
+
+#[derive(Debug, Clone, Default)]
+struct DiskState {
+    cached: Vec<u8>,
+    durable: Vec<u8>,
+    /// Writes since the last sync, in order: a crash may keep any of them.
+    since: Vec<(usize, Vec<u8>)>,
+    /// Writes and syncs that still work.
+    left: Option<u32>,
+}
+
+impl Disk {
+    fn fail_after(&self, calls: u32) {
+        self.0.lock().unwrap().left = Some(calls);
+    }
+
+    /// What a crash leaves: what was synced, and of what came after every one that `keeps` chooses.
+    fn crashed(&self, mut keeps: impl FnMut(usize) -> bool) -> Self {
+        let state = self.0.lock().unwrap();
+        let mut image = state.durable.clone();
+        for (number, (at, data)) in state.since.iter().enumerate() {
+            if keeps(number) {
+                image.resize(image.len().max(at + data.len()), 0);
+                image[*at..at + data.len()].copy_from_slice(data);
+            }
+        }
+        // The file's length is metadata, which may be there before the data.
+        image.resize(image.len().max(state.cached.len()), 0);
+        let state = DiskState { cached: image.clone(), durable: image, ..DiskState::default() };
+        Self(Arc::new(std::sync::Mutex::new(state)))
+    }
+
+    fn open(&self) -> Result<RedbStore, StoreError> {
+        RedbStore::on(self.clone())
+    }
+}
+
+impl DiskState {
+    fn may(&mut self) -> std::io::Result<()> {
+        match &mut self.left {
+            Some(0) => Err(std::io::Error::from(std::io::ErrorKind::StorageFull)),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl redb::StorageBackend for Disk {
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.0.lock().unwrap().cached.len() as u64)
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        let at = usize::try_from(offset).unwrap();
+        let state = self.0.lock().unwrap();
+        let end = std::io::ErrorKind::UnexpectedEof;
+        out.copy_from_slice(state.cached.get(at..at + out.len()).ok_or(end)?);
+        Ok(())
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.0.lock().unwrap().cached.resize(usize::try_from(len).unwrap(), 0);
+        Ok(())
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        state.may()?;
+        state.durable = state.cached.clone();
+        state.since.clear();
+        Ok(())
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        let at = usize::try_from(offset).unwrap();
+        let mut state = self.0.lock().unwrap();
+        state.may()?;
+        let missing = (at + data.len()).saturating_sub(state.cached.len());
+        let len = state.cached.len() + missing;
+        state.cached.resize(len, 0);
+        state.cached[at..at + data.len()].copy_from_slice(data);
+        state.since.push((at, data.to_vec()));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_crash_at_any_write_keeps_what_was_committed_and_each_activation_is_owed_or_ended() {
+    let mut failures = 0;
+    for calls in 0..200 {
+        let disk = Disk::default();
+        let store = disk.open().unwrap();
+        store.commit_journal(&[promise(1), promise(2), promise(3)]).unwrap();
+        disk.fail_after(calls);
+        // 2 ends, then 4 is promised while 1 ends: what was answered well must be there.
+        let mut committed = 0;
+        for steps in [vec![end(2)], vec![promise(4), end(1)]] {
+            match store.commit_journal(&steps) {
+                Ok(()) => committed += 1,
+                Err(_) => break,
+            }
+        }
+        failures += u32::from(committed < 2);
+        for kept in 0..4 {
+            // None, all, and two mixtures of what was not synced.
+            let after = disk.crashed(|number| [false, true, number % 2 == 0, number % 3 == 1][kept]).open().unwrap();
+            let owed = owed(&after);
+            let ended = |id: u64| after.activation("guest", &format!("{id:032x}")).unwrap().is_some();
+            let at = format!("failed after {calls} calls, crash {kept}, owed {owed:?}");
+            for id in [1, 2] {
+                assert_ne!(owed.contains(&u128::from(id)), ended(id), "{id} is owed or has ended, never both: {at}");
+            }
+            assert!(owed.contains(&3) && !ended(3), "{at}");
+            assert!(committed < 1 || ended(2), "{at}");
+            assert!(committed < 2 || (ended(1) && owed.contains(&4)), "{at}");
+            assert_eq!(owed.contains(&4), ended(1), "one transaction: {at}");
+        }
+        drop(store);
+        if committed == 2 {
+            break;
+        }
+    }
+    assert!(failures > 5, "only {failures} crash points were met");
+}
+
+#[test]
+fn a_store_that_met_an_io_error_is_opened_again_by_the_next_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let store = RedbStore::open(&path).unwrap();
+    store.commit_journal(&[promise(1)]).unwrap();
+    store.note_io_error();
+    store.commit_journal(&[promise(2)]).unwrap();
+    assert_eq!(owed(&store), [1, 2]);
+    drop(store);
+    assert_eq!(owed(&RedbStore::open(&path).unwrap()), [1, 2]);
+}
+
+#[test]
+fn a_store_of_the_version_before_the_journal_is_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let store = RedbStore::open(&path).unwrap();
+    store.put_actions(&[action("a", 1)]).unwrap();
+    drop(store);
+    let database = redb::Database::open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let meta: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");
+    transaction.open_table(meta).unwrap().insert("schema", 1).unwrap();
+    let tables: Vec<_> = transaction.list_tables().unwrap().collect();
+    for table in tables {
+        if ["journal", "started"].contains(&redb::TableHandle::name(&table)) {
+            assert!(transaction.delete_table(table).unwrap());
+        }
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    let store = RedbStore::open(&path).unwrap();
+    assert_eq!(store.load_actions().unwrap().len(), 1);
+    store.commit_journal(&[promise(1)]).unwrap();
+    assert_eq!(owed(&store), [1]);
 }

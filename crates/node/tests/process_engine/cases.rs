@@ -142,6 +142,7 @@ fn spec(id: &str, logs: Arc<dyn LogSink>) -> ContainerSpec {
         action: "test".to_owned(),
         revision: "1@n1".to_owned(),
         runtime: Runtime::Builtin,
+        image: None,
         memory_mb: 128,
         concurrency: 4,
         logs,

@@ -49,7 +49,10 @@ fn listen(socket: PathBuf) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     })
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+pub(crate) async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    if request.uri().path() == "/adopt" {
+        return Ok(Response::new(Full::new(json!({"running": 0}).to_string().into())));
+    }
     let init = request.uri().path() == "/init";
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let asked: Value = serde_json::from_slice(&body).unwrap();
@@ -73,6 +76,15 @@ async fn act(asked: &Value) -> String {
         "environment" => return json!(std::env::vars().collect::<HashMap<_, _>>()).to_string(),
         "limits" => return json!(std::fs::read_to_string("/proc/self/limits").unwrap()).to_string(),
         "sleep" => tokio::time::sleep(Duration::from_millis(number("ms"))).await,
+        "swallow" => {
+            std::hint::black_box(vec![1_u8; usize::try_from(number("mb")).unwrap() << 20]);
+        }
+        "connect" => {
+            let to = asked["to"].as_str().unwrap();
+            let connected = tokio::time::timeout(Duration::from_secs(2), tokio::net::TcpStream::connect(to)).await;
+            return json!({"connected": matches!(connected, Ok(Ok(_)))}).to_string();
+        }
+        "write" => return json!({"written": std::fs::write(asked["path"].as_str().unwrap(), "x").is_ok()}).to_string(),
         "answer" => return "x".repeat(asked["bytes"].as_u64().unwrap().try_into().unwrap()),
         "print" => print(asked["lines"].as_str().unwrap()),
         "exit" => {

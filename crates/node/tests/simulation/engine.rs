@@ -59,6 +59,12 @@ impl EchoEngine {
         self.table().started
     }
 
+    /// Runs of all activations.
+    #[allow(dead_code, reason = "for tests of one node")]
+    pub(crate) fn runs(&self) -> u32 {
+        self.table().runs.values().sum()
+    }
+
     /// How often that activation was run here.
     pub(crate) fn runs_of(&self, activation: &str) -> u32 {
         self.table().runs.get(activation).copied().unwrap_or(0)

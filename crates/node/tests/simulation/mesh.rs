@@ -252,6 +252,7 @@ async fn run(host: Arc<Host>) -> turmoil::Result {
         datagrams: Arc::new(SimulatedDatagrams),
         clock: Clock::with_drift(host.drift_ppm),
         data_dir: DataDir::open(&config.node.data_dir, &config.node.id, &config.node.cluster)?,
+        faults: None,
     };
     let node = Node::start(config, parts).await?;
     let (sender, mut jobs) = mpsc::channel::<Job>(64);

@@ -9,7 +9,7 @@ use embermesh_core::output::{
     Attempt, Denial, Event as Noted, Output, ReserveAnswer, RunAnswer, RunRefusal, SendReserve, SendRun,
 };
 use embermesh_core::time::MS;
-use embermesh_core::{ContainerId, Epoch, Fence, Input, NodeId, RequestId, RunId};
+use embermesh_core::{ActivationId, ContainerId, Epoch, Fence, Input, NodeId, RequestId, RunId};
 
 use super::world::{Event, World};
 
@@ -82,11 +82,34 @@ impl World {
         }
     }
 
+    /// Now and then a driver can't note where a body goes, and takes the activation back.
+    ///
+    /// `sent`: how often its body was said to leave by now, this time included.
+    fn withdraws(&mut self, id: ActivationId, sent: i32) -> bool {
+        let may = self.wanted(id).is_some() && self.unsettled(id) <= sent;
+        may && self.chance(20)
+    }
+
+    fn ask_again(&mut self, host: usize, activation: ActivationId, attempt: u32) {
+        self.note("withdrawn");
+        let Some(action) = self.wanted(activation).cloned() else { return };
+        let Some(spec) = self.hosts[host].registry.iter().find(|spec| spec.action == action).cloned() else { return };
+        self.deliver(host, Input::InvokeRequested { activation, spec, body_bytes: 100, attempt, journaled: false });
+    }
+
     fn carry_out_one(&mut self, host: usize, output: Output) {
         let (me, epoch) = (self.hosts[host].id.clone(), self.hosts[host].epoch);
         match output {
+            Output::RunLocal { activation, run, container, attempt, .. } if self.withdraws(activation, 0) => {
+                self.deliver(host, Input::RunFinished { container, run, end: RunEnd::Withdrawn });
+                self.ask_again(host, activation, attempt);
+            }
             Output::RunLocal { activation, run, container, .. } => {
                 self.start_run(host, container, run, Attempt { activation, attempt: u32::MAX });
+            }
+            Output::SendRun(send) if self.withdraws(send.activation, 1) => {
+                self.deliver(host, Input::RunAnswered { request: send.request, end: RemoteEnd::Withdrawn });
+                self.ask_again(host, send.activation, send.attempt);
             }
             Output::SendRun(send) => self.call(host, Message::Run(send)),
             Output::SendReserve(send) => self.call(host, Message::Reserve(send)),
@@ -137,6 +160,8 @@ impl World {
                 self.hosts[host].adverts.insert(hash, advert);
             }
             Output::Event(Noted::HomeAsked { .. }) => self.note("home asked"),
+            // The process engine's containers end with their node.
+            Output::AdoptContainer { .. } | Output::DiscardFound { .. } => {}
             Output::IntentAnswer { .. } | Output::Event(_) | Output::History(_) | Output::Drained { .. } => {}
         }
     }

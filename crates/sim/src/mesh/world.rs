@@ -9,8 +9,8 @@ use embermesh_core::output::{Advert, Attempt, Event as Noted, IntentEnd, IntentK
 use embermesh_core::policy::GreedyDual;
 use embermesh_core::time::{MS, SECOND};
 use embermesh_core::{
-    ActionHash, ActionSpec, ActivationId, Config, ContainerId, Epoch, Fence, Input, Node, NodeId, Output, RequestId,
-    RunId, Time,
+    ActionHash, ActionId, ActionSpec, ActivationId, Config, ContainerId, Epoch, Fence, Input, Node, NodeId, Output,
+    RequestId, RunId, Time,
 };
 
 use super::engine::{Engine, EngineEvent};
@@ -30,7 +30,7 @@ pub(crate) struct World {
     pub(crate) cuts: Vec<(usize, usize, u64)>,
     pub(crate) bodies: BTreeMap<ActivationId, Body>,
     /// Where each activation was accepted.
-    origins: BTreeMap<ActivationId, usize>,
+    origins: BTreeMap<ActivationId, Origin>,
     judge: Judge,
     /// How often each thing happened.
     pub(crate) seen: BTreeMap<&'static str, u32>,
@@ -58,6 +58,13 @@ pub(crate) struct Host {
     /// Calls whose answer is to come, by request.
     pub(crate) parked: BTreeMap<RequestId, Vec<CallId>>,
     pub(crate) runs_for_peers: BTreeMap<RunId, PeerRun>,
+}
+
+/// Where an activation was accepted, and whether somebody still waits for it.
+struct Origin {
+    host: usize,
+    action: ActionId,
+    cancelled: bool,
 }
 
 /// What an activation carries, and what becomes of it in a container.
@@ -160,8 +167,11 @@ impl World {
                 let known = |(id, host): &(ActivationId, usize)| {
                     self.hosts[*host].node.as_ref().is_some_and(|node| node.knows_activation(*id))
                 };
-                let open: Vec<_> = self.origins.iter().map(|(id, host)| (*id, *host)).filter(known).collect();
+                let open: Vec<_> = self.origins.iter().map(|(id, origin)| (*id, origin.host)).filter(known).collect();
                 if let Some((id, host)) = open.get(nth % open.len().max(1)).copied() {
+                    if let Some(origin) = self.origins.get_mut(&id) {
+                        origin.cancelled = true;
+                    }
                     self.deliver(host, Input::InvokeCancelled { activation: id });
                 }
             }
@@ -324,6 +334,16 @@ impl World {
         self.carry_out(host, outputs);
     }
 
+    /// The action of an activation whose caller is still there.
+    pub(crate) fn wanted(&self, id: ActivationId) -> Option<&ActionId> {
+        self.origins.get(&id).filter(|origin| !origin.cancelled).map(|origin| &origin.action)
+    }
+
+    /// Sends of its body of which nothing was heard.
+    pub(crate) fn unsettled(&self, id: ActivationId) -> i32 {
+        self.judge.ledger().unsettled_sends(id)
+    }
+
     fn glance<'a>(&'a self, step: Option<(&'a Node, &'a Input, usize)>) -> Glance<'a> {
         let up = (0..self.hosts.len()).filter_map(|host| Some((self.hosts[host].node.as_ref()?, self.clock(host))));
         let step = step.and_then(|(before, input, host)| Some((before, input, self.hosts[host].node.as_ref()?)));
@@ -381,9 +401,9 @@ impl World {
         let id = ActivationId(self.bodies.len() as u128 + 1);
         self.bodies.insert(id, Body { service_us, fate, tries: 0 });
         let spec = self.hosts[host].registry[action].clone();
-        self.origins.insert(id, host);
+        self.origins.insert(id, Origin { host, action: spec.action.clone(), cancelled: false });
         let body_bytes = if large { 2_000 } else { 100 };
-        self.deliver(host, Input::InvokeRequested { activation: id, spec, body_bytes });
+        self.deliver(host, Input::InvokeRequested { activation: id, spec, body_bytes, attempt: 0, journaled: false });
     }
 
     fn restart(&mut self, host: usize, down_us: u64) {

@@ -229,7 +229,16 @@ impl State {
         self.invoked += 1;
         let activation = ActivationId(u128::from(self.invoked));
         let body_bytes = if self.large { 2_000 } else { 10 };
-        self.step(host, Input::InvokeRequested { activation, spec: self.specs[action].clone(), body_bytes });
+        self.step(
+            host,
+            Input::InvokeRequested {
+                activation,
+                spec: self.specs[action].clone(),
+                body_bytes,
+                attempt: 0,
+                journaled: false,
+            },
+        );
     }
 
     fn end_op(&mut self, host: usize, nth: usize, end: RunEnd) {

@@ -124,7 +124,10 @@ impl State {
             Output::PublishAdvert { hash, advert } => {
                 self.hosts[host].shows.insert(hash, advert);
             }
-            Output::Refuse { .. }
+            // Containers end with their node.
+            Output::AdoptContainer { .. }
+            | Output::DiscardFound { .. }
+            | Output::Refuse { .. }
             | Output::Indeterminate { .. }
             | Output::IntentAnswer { .. }
             | Output::Event(_)

@@ -255,6 +255,18 @@ fn a_body_that_never_left_is_not_indeterminate() {
 }
 
 #[test]
+fn one_that_is_taken_back_leaves_its_lease_as_it_was() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.held(1, &spec, 1);
+    let run = sent_run(&rig.invoke(2, &spec)).unwrap();
+    rig.invoke(3, &spec);
+    let out = rig.tell(ended(&run.request, RemoteEnd::Withdrawn));
+    assert!(!rig.node.knows_activation(ActivationId(2)));
+    assert_eq!(sent_run(&out).map(|r| (r.activation, r.fence)), Some((ActivationId(3), run.fence)), "{out:?}");
+}
+
+#[test]
 fn a_retry_that_never_left_says_nothing_of_the_send_before() {
     let mut rig = Rig::new();
     let spec = spec(1);

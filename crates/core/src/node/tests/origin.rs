@@ -219,3 +219,58 @@ fn an_activation_that_may_have_run_ends_as_that_even_when_its_caller_leaves_whil
     let out = rig.tell(Input::InvokeCancelled { activation: ActivationId(1) });
     assert!(out.contains(&Output::Indeterminate { activation: ActivationId(1) }), "{out:?}");
 }
+
+#[test]
+fn one_that_is_taken_back_frees_its_slot_and_leaves_its_container_warm() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.invoke(2, &spec);
+    let out = rig.finish(container, run, RunEnd::Withdrawn);
+    assert_eq!(ran(&out).map(|(id, _)| id), Some(ActivationId(2)), "the slot serves the next");
+    assert!(!rig.node.knows_activation(ActivationId(1)));
+    assert!(ran(&rig.invoke(1, &spec)).is_none(), "it may be asked for again, and waits like any other");
+}
+
+#[test]
+fn bodies_in_the_journal_count_against_the_nodes_bytes_until_they_are_dropped() {
+    let mut rig = Rig::with(Config { queue_bytes: 1_000, ..Config::default() });
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke_journaled(1, &spec, 900, 0)).unwrap();
+    rig.finish(container, run, RunEnd::Answered);
+    assert!(matches!(refused(&rig.invoke_sized(2, &spec, 200))[..], [(2, Refusal::QueueFull { .. })]));
+    rig.tell(Input::BodyDropped { activation: ActivationId(1) });
+    rig.tell(Input::BodyDropped { activation: ActivationId(1) });
+    assert!(refused(&rig.invoke_sized(3, &spec, 900)).is_empty());
+}
+
+#[test]
+fn a_body_that_the_journal_has_already_is_counted_once_and_never_refused_for_its_bytes() {
+    let mut rig = Rig::with(Config { queue_bytes: 1_000, ..Config::default() });
+    let spec = spec(1);
+    rig.tell(Input::BodyKept { activation: ActivationId(1), bytes: 900 });
+    rig.tell(Input::BodyKept { activation: ActivationId(2), bytes: 900 });
+    assert!(refused(&rig.invoke_journaled(1, &spec, 900, 0)).is_empty());
+    assert_eq!((rig.node.queued_bytes, rig.node.kept_bytes), (0, 1_800));
+}
+
+#[test]
+fn one_that_was_refused_at_once_is_not_counted_as_kept() {
+    let mut rig = Rig::with(Config { queue_per_action: 1, ..Config::default() });
+    let spec = spec(1);
+    rig.invoke(1, &spec);
+    assert!(matches!(refused(&rig.invoke_journaled(2, &spec, 100, 0))[..], [(2, Refusal::QueueFull { .. })]));
+    assert_eq!(rig.node.kept_bytes, 0);
+}
+
+#[test]
+fn one_that_may_have_run_before_a_restart_is_never_told_as_not_run() {
+    let mut rig = Rig::with(Config { max_queue_wait_us: SECOND, memory_mb: 64, ..Config::default() });
+    let spec = spec(1);
+    rig.invoke_journaled(1, &spec, 100, 1);
+    let out = rig.pass(20 * SECOND);
+    assert!(refused(&out).is_empty(), "{out:?}");
+    assert!(out.iter().any(|o| matches!(o, Output::Indeterminate { activation: ActivationId(1) })), "{out:?}");
+}

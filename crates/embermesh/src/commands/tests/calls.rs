@@ -59,6 +59,23 @@ async fn create_sends_code_limits_and_pairs_and_no_more() {
 }
 
 #[tokio::test]
+async fn an_image_makes_the_action_a_blackbox_with_or_without_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.js");
+    std::fs::write(&file, "the code").unwrap();
+    let server = TestServer::start(|_, _| Reply::Json(200, action())).await;
+    run_line(&server.url, "action create report --image host:5000/own:1").await;
+    run_line(&server.url, &format!("action create report {} --image own --main go", file.display())).await;
+    run_line(&server.url, "action update report --image own:2").await;
+    let asked = server.asked();
+    assert_eq!(asked[0].body, json!({"exec": {"kind": "blackbox", "image": "host:5000/own:1"}}));
+    let exec = json!({"kind": "blackbox", "image": "own", "code": "the code", "binary": false, "main": "go"});
+    assert_eq!(asked[1].body, json!({ "exec": exec }));
+    let exec = json!({"kind": "blackbox", "image": "own:2", "binary": false});
+    assert_eq!(asked[3].body, json!({ "exec": exec }));
+}
+
+#[tokio::test]
 async fn create_of_what_exists_points_to_update() {
     let server = TestServer::saying(409, r#"{"error":"action `hello` exists","code":"t"}"#).await;
     let ran = run_line(&server.url, "action create hello builtin:echo").await;
@@ -361,11 +378,13 @@ async fn veto_release_and_leave_confirm_what_they_did() {
     let ran = run_line(&server.url, "release n1-7-L4 -o json").await;
     assert_eq!((ran.exit, ran.answers.as_str()), (Exit::Ok, ""));
     assert_eq!(run_line(&server.url, "leave").await.exit, Exit::Ok);
+    assert_eq!(run_line(&server.url, "leave --force").await.exit, Exit::Ok);
     let asked = server.asked();
     assert_eq!(asked[0].line, "POST /mesh/v1/intents/n1-7-1-r1/veto");
     assert_eq!(asked[0].body, json!({"hold_ms": 20000}));
     assert_eq!(asked[1].line, "POST /mesh/v1/leases/n1-7-L4/release");
     assert_eq!(asked[3].line, "POST /mesh/v1/leave");
+    assert_eq!((&asked[3].body, &asked[4].body), (&json!({"force": false}), &json!({"force": true})));
 }
 
 #[tokio::test]

@@ -276,6 +276,7 @@ async fn status_as_table_and_json() {
         ready: false,
         not_ready: vec!["draining".to_owned(), "no gossip for 5 s".to_owned()],
         draining: true,
+        fault_injection: true,
         peers_live: 2,
         joining: vec!["127.0.0.1:7499".to_owned()],
         containers: 3,
@@ -283,6 +284,7 @@ async fn status_as_table_and_json() {
         memory_used_mb: 768,
         queued: 1,
         running: 2,
+        owed: 5,
         actions: 4,
         gossip_bytes_sent: 1_234_567,
         gossip_bytes_received: 999,
@@ -295,6 +297,7 @@ async fn status_as_table_and_json() {
     node           n1
     ready          no: draining; no gossip for 5 s
     draining       yes
+    faults         can be made on purpose: see `embermesh chaos inject show`
     up for         2h05m
     version        0.1.0
     cluster        default
@@ -308,7 +311,7 @@ async fn status_as_table_and_json() {
     actions        4
     containers     3
     memory         768 MB of 4096 MB
-    activations    2 running, 1 queued
+    activations    2 running, 1 queued, 5 owed
     served         100 local, 20 leased, 0 resumed, 3 cold, 0 refused
     cold starts    3
     leases         7 granted, 0 denied, 0 expired
@@ -332,6 +335,7 @@ async fn status_as_table_and_json() {
         "no gossip for 5 s"
       ],
       "draining": true,
+      "fault_injection": true,
       "peers_live": 2,
       "joining": [
         "127.0.0.1:7499"
@@ -341,6 +345,7 @@ async fn status_as_table_and_json() {
       "memory_used_mb": 768,
       "queued": 1,
       "running": 2,
+      "owed": 5,
       "actions": 4,
       "gossip_bytes_sent": 1234567,
       "gossip_bytes_received": 999,

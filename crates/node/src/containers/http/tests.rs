@@ -66,7 +66,7 @@ async fn connection(mut stream: UnixStream, does: Does, requests: Arc<AtomicUsiz
 }
 
 fn client(path: &Path) -> Client {
-    Client::new(path, 2, LIMIT)
+    Client::new(Address::Unix(path.to_owned()), 2, LIMIT)
 }
 
 async fn run(client: &Client) -> Result<Answer, CallError> {
@@ -197,7 +197,7 @@ async fn a_redirected_client_calls_the_other_socket() {
     let second = serve(Does::Answers("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n"));
     let client = client(&first.path());
     assert_eq!(run(&client).await.unwrap().reply.status, 200);
-    client.redirect(&second.path());
+    client.redirect(Address::Unix(second.path().to_owned()));
     assert_eq!(run(&client).await.unwrap().reply.status, 502);
     assert_eq!(first.requests.load(Ordering::SeqCst), 1);
 }

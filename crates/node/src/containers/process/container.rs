@@ -9,7 +9,6 @@
 //! [`Container`] and only ask: `remove` for the end, the memory watcher by `condemn`. So callers may go
 //! away at any moment.
 
-use std::collections::VecDeque;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -23,10 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::Shared;
 use super::freeze::{self, FreezeError};
-use super::launch::{self, Folder};
+use super::launch;
 use super::members::Scope;
-use crate::containers::http::{Answer, CallError, Client, Connecting};
-use crate::containers::logs::{LogSink, Stream, read_lines};
+use crate::containers::call::{self, MAX_ANSWER_BYTES};
+use crate::containers::folder::Folder;
+use crate::containers::http::{Address, Answer, Client, Connecting};
+use crate::containers::last_lines::LastLines;
+use crate::containers::logs::{Stream, read_lines};
 use crate::containers::{ContainerSpec, EngineError, EngineEvent, Reply};
 
 /// From its launch until a container's socket accepts connections.
@@ -38,14 +40,6 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 const END_PATIENCE: Duration = Duration::from_millis(250);
 /// A caller of `remove` waits this long: [`END_DEADLINE`] and the folder.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(8);
-/// For what a container wrote last to be read after its end.
-const LAST_LINES_DEADLINE: Duration = Duration::from_millis(200);
-/// An answer that was written before the container ended is taken within this.
-const LAST_ANSWER: Duration = Duration::from_millis(100);
-/// A connection is seen to break before its container is seen to end.
-const END_NOTICE: Duration = Duration::from_millis(250);
-/// A result of 1 MB with what is around it.
-const MAX_ANSWER_BYTES: usize = (1 << 20) + 64 * 1024;
 
 pub(super) struct Container {
     id: Arc<str>,
@@ -77,7 +71,7 @@ impl Container {
             id: spec.id.clone(),
             memory_mb: spec.memory_mb,
             max_processes,
-            client: Client::new(&folder.socket(), spec.concurrency as usize + 1, MAX_ANSWER_BYTES),
+            client: Client::new(Address::Unix(folder.socket()), spec.concurrency as usize + 1, MAX_ANSWER_BYTES),
             folder,
             stdin: Mutex::default(),
             scope: OnceLock::new(),
@@ -88,7 +82,7 @@ impl Container {
             removal_again: Notify::new(),
             ended: watch::Sender::new(None),
             gone: watch::Sender::new(None),
-            last_lines: Arc::new(LastLines { sink: spec.logs.clone(), stderr: Mutex::default() }),
+            last_lines: LastLines::new(spec.logs.clone()),
         }
     }
 
@@ -99,44 +93,15 @@ impl Container {
         deadline: Duration,
         connecting: Connecting,
     ) -> Result<Reply, EngineError> {
-        let mut ended = self.ended.subscribe();
-        let died_before = |reason: String| match path {
-            // Certain: nothing was started, so that it may be run elsewhere.
-            "/run" => EngineError::Refused(format!("the container had ended: {reason}")),
-            _ => EngineError::Died(reason),
-        };
-        if let Some(reason) = &*ended.borrow_and_update() {
-            return Err(died_before(reason.clone()));
-        }
-        let mut call = std::pin::pin!(self.client.post(path, body, deadline, connecting));
-        let outcome = tokio::select! {
-            biased;
-            outcome = &mut call => outcome,
-            reason = end_of(&mut ended) => match timeout(LAST_ANSWER, call).await {
-                Ok(outcome) => outcome,
-                Err(_) => return Err(EngineError::Died(reason)),
-            },
-        };
-        match outcome {
-            Ok(answer) => Ok(self.accept(answer)),
-            Err(CallError::Timeout(after)) => Err(EngineError::Timeout(after)),
-            Err(CallError::TooLarge { limit }) => Err(EngineError::TooLarge { limit }),
-            Err(error @ (CallError::NotSent(_) | CallError::Lost(_))) => {
-                match timeout(END_NOTICE, end_of(&mut ended)).await {
-                    Ok(reason) if matches!(error, CallError::NotSent(_)) => Err(died_before(reason)),
-                    Ok(reason) => Err(EngineError::Died(reason)),
-                    Err(_) if matches!(error, CallError::NotSent(_)) => Err(EngineError::Refused(error.to_string())),
-                    Err(_) => Err(EngineError::Indeterminate(error.to_string())),
-                }
-            }
-        }
+        let answer = call::post(&self.client, &self.ended, path, body, deadline, connecting).await?;
+        Ok(self.accept(answer))
     }
 
     /// What is asked for by its own code is believed only inside its own folder.
     fn accept(&self, answer: Answer) -> Reply {
         if let Some(socket) = answer.socket {
             if self.folder.owns_socket(&socket) {
-                self.client.redirect(&socket);
+                self.client.redirect(Address::Unix(socket));
             } else {
                 tracing::warn!(container = %self.id, socket = %socket.display(), "not a socket in the container's folder: ignored");
             }
@@ -378,13 +343,6 @@ async fn kill_all(scope: &Scope) -> usize {
     killed.await.unwrap_or(0)
 }
 
-async fn end_of(ended: &mut watch::Receiver<Option<String>>) -> String {
-    match ended.wait_for(Option::is_some).await {
-        Ok(reason) => reason.clone().unwrap_or_default(),
-        Err(_) => "the engine let go of it".to_owned(),
-    }
-}
-
 impl Container {
     fn reason(&self, status: Option<ExitStatus>) -> String {
         if let Some(reason) = self.condemned_for.get() {
@@ -401,50 +359,5 @@ impl Container {
             None => "unknown status".to_owned(),
         };
         format!("{how}{}", self.last_lines.said())
-    }
-}
-
-/// Passes lines on, and keeps the last that no activation wrote on stderr: they say why something ended.
-#[derive(Debug)]
-struct LastLines {
-    sink: Arc<dyn LogSink>,
-    stderr: Mutex<VecDeque<String>>,
-}
-
-const KEPT_LINES: usize = 8;
-const KEPT_CHARS: usize = 300;
-
-impl LogSink for LastLines {
-    fn line(&self, stream: Stream, activation: Option<&str>, text: &str) {
-        if stream == Stream::Stderr && activation.is_none() {
-            let mut kept = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
-            if kept.len() == KEPT_LINES {
-                kept.pop_front();
-            }
-            kept.push_back(text.chars().take(KEPT_CHARS).collect());
-        }
-        self.sink.line(stream, activation, text);
-    }
-
-    fn end(&self, stream: Stream, activation: &str) {
-        self.sink.end(stream, activation);
-    }
-}
-
-impl LastLines {
-    /// Waits until the readers have let go of it, which they do at the end of their streams.
-    async fn settle(self: &Arc<Self>) {
-        let deadline = Instant::now() + LAST_LINES_DEADLINE;
-        while Arc::strong_count(self) > 1 && Instant::now() < deadline {
-            sleep(READY_POLL).await;
-        }
-    }
-
-    fn said(&self) -> String {
-        let kept = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
-        match kept.is_empty() {
-            true => String::new(),
-            false => format!("; it said: {}", kept.iter().map(String::as_str).collect::<Vec<_>>().join(" | ")),
-        }
     }
 }

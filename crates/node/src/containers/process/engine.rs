@@ -11,8 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::container::{self, Container};
 use super::interpreters::Interpreters;
-use super::launch::{self, Binary, Folder};
+use super::launch::Binary;
 use super::{Isolation, ProcessEngineConfig, memory};
+use crate::containers::folder::{self, Folder};
 use crate::containers::http::Connecting;
 use crate::containers::{ContainerSpec, Engine, EngineError, EngineEvent, Reply, Runtime};
 
@@ -52,7 +53,8 @@ impl ProcessEngine {
         };
         let binary =
             Binary::open(&config.binary).map_err(|error| refused("open the executable", &config.binary, &error))?;
-        config.root = launch::prepare_root(&config.root)
+        config.root = folder::make_root(&config.root)
+            .and_then(|root| folder::clear_root(&root, |_| false).map(|()| root))
             .map_err(|error| refused("prepare the folder for containers", &config.root, &error))?;
         if config.root.to_str().is_none() {
             return Err(refused("use the folder", &config.root, &"its path is not UTF-8; choose another data folder"));

@@ -62,6 +62,7 @@ impl Interpreters {
             Runtime::Builtin | Runtime::Native | Runtime::ActionLoop => Ok(None),
             Runtime::Python => self.python.find().map(Some),
             Runtime::NodeJs => self.nodejs.find().map(Some),
+            Runtime::Image => Err("the process engine runs no images: start the node with --engine docker".to_owned()),
         }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! - `engine`: the [`Engine`](super::Engine); owns the table of containers and their events.
 //! - `container`: one container as the agent sees it: its life, its calls, its end.
-//! - `launch`: makes its folder and starts its supervisor.
+//! - `launch`: starts its supervisor.
 //! - `supervisor`: the program between agent and container; owns namespace, limits, and the end of it all.
 //! - `members`, `freeze`: which processes are in a container; stopping, continuing, killing them.
 //! - `memory`: ends containers that use more than they may.

@@ -61,9 +61,9 @@ fn prune_batch(store: &RedbStore, oldest_ms: u64, max_bytes: u64) -> Result<Prun
         }
     }
     if removed.records == 0 {
-        transaction.abort().map_err(failed(WHAT))?;
+        transaction.abort(WHAT)?;
     } else {
-        transaction.commit().map_err(failed(WHAT))?;
+        transaction.commit(WHAT)?;
     }
     Ok(removed)
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use super::*;
 use crate::registry::action::ActionEntry;
 use crate::store::activation::tests::record;
+use crate::store::journal::{Entry, Step};
 use crate::store::{Pruned, RedbStore};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -72,6 +73,12 @@ impl Store for Flaky {
     fn prune(&self, now_ms: u64, retention: Retention) -> Result<Pruned, StoreError> {
         self.prunes.fetch_add(1, Ordering::SeqCst);
         self.inner.prune(now_ms, retention)
+    }
+    fn load_journal(&self) -> Result<Vec<Entry>, StoreError> {
+        self.inner.load_journal()
+    }
+    fn commit_journal(&self, steps: &[Step]) -> Result<(), StoreError> {
+        self.inner.commit_journal(steps)
     }
 }
 

@@ -1,0 +1,89 @@
+//! Images and engines that fail: each is told with its cause, and the node goes on.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::engine::{DockerMesh, Image, is_here};
+use crate::relay::Relay;
+use crate::stock::StockImage;
+use crate::support::{Ran, until, within};
+
+/// It failed in a way that is not the action's fault, and says why.
+#[track_caller]
+fn expect_failure(ran: &Ran, words: &[&str]) {
+    assert_eq!(ran.status, 500, "{}", ran.record);
+    for word in words {
+        assert!(ran.error().contains(word), "no `{word}` in: {}", ran.error());
+    }
+}
+
+#[test]
+fn images_that_can_not_serve_are_told_and_the_node_goes_on() {
+    if !is_here() {
+        return;
+    }
+    let mesh = DockerMesh::with(1, |node| node.set("EMBERMESH_DOCKER_START_TIMEOUT", "2s"));
+    let (ends, deaf) = (StockImage::ending("ends"), StockImage::deaf("deaf"));
+    let blackbox = |image: &str| json!({"exec": {"kind": "blackbox", "image": image}, "limits": {"memory": 128}});
+    for (name, image, words) in [
+        ("absent", "embermesh-test/absent:1", ["embermesh-test/absent:1", "docker pull"]),
+        ("ends", ends.name(), ["exit status 7", "not today"]),
+        ("deaf", deaf.name(), ["port 8080", "docker.start_timeout"]),
+    ] {
+        mesh[1].create(name, &blackbox(image));
+        expect_failure(&mesh[1].invoke(name, &json!({})), &words);
+    }
+    assert!(mesh[1].put("/api/v1/namespaces/_/actions/none", &json!({"exec": {"kind": "blackbox"}})).status == 400);
+    mesh[1].create_builtin("well", "echo", 1);
+    mesh[1].run("well", &json!({}));
+    let own = mesh[1].containers().len();
+    until("only the good one is left", || mesh.docker.containers().len() == own && own == 1);
+}
+
+#[test]
+fn an_image_without_a_runtime_in_it_is_told() {
+    if !is_here() {
+        return;
+    }
+    let name = format!("embermesh-test-empty:{}", std::process::id());
+    // An archive's end, and nothing before it.
+    let image = Image::import(&name, &[0; 1024], &[]);
+    let native = format!("{{native = \"{}\"}}", image.0);
+    let mesh = DockerMesh::with(1, |node| node.set("EMBERMESH_DOCKER_IMAGES", &native));
+    mesh[1].create_builtin("empty", "echo", 1);
+    expect_failure(&mesh[1].invoke("empty", &json!({})), &[&image.0, "no Embermesh runtime"]);
+}
+
+#[test]
+fn while_the_engine_is_gone_the_node_says_so_serves_what_runs_and_recovers_by_itself() {
+    if !is_here() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("docker.sock");
+    let relay = Relay::start(&socket);
+    let mesh = DockerMesh::with(1, |node| node.set("EMBERMESH_DOCKER_SOCKET", socket.to_str().unwrap()));
+    mesh[1].create_builtin("runs", "echo", 1);
+    let first = mesh[1].run("runs", &json!({}));
+    mesh[1].get("/readyz").expect(200);
+
+    relay.stop();
+    within(Duration::from_secs(5), "the node says that it is not ready", || {
+        let answer = mesh[1].get("/readyz");
+        let told = answer.json().to_string();
+        (answer.status == 503 && told.contains("docker.sock") && told.contains("can't be reached")).then_some(())
+    });
+    assert_eq!(mesh[1].status()["ready"], false);
+    let began = Instant::now();
+    let ran = mesh[1].run("runs", &json!({}));
+    assert_eq!((ran.container(), ran.annotation("served")), (first.container(), json!("local")));
+    assert!(began.elapsed() < Duration::from_secs(1));
+    mesh[1].create_builtin("fresh", "echo", 1);
+    expect_failure(&mesh[1].invoke("fresh", &json!({})), &["can't be reached"]);
+
+    let _relay = Relay::start(&socket);
+    until("the node is ready again", || mesh[1].get("/readyz").status == 200);
+    mesh[1].run("fresh", &json!({}));
+    assert_eq!(mesh[1].run("runs", &json!({})).container(), first.container());
+}

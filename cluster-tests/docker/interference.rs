@@ -1,0 +1,116 @@
+//! People who use `docker` on an agent's containers, and agents that must not touch people's.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::engine::{Docker, DockerMesh, docker, is_here, settings};
+use crate::stock::StockImage;
+use crate::support::{Place, Settings, container_path, until, within};
+
+#[test]
+fn a_killed_container_is_noticed_within_a_second_and_replaced() {
+    if !is_here() {
+        return;
+    }
+    let mesh = DockerMesh::of(2);
+    mesh[1].create_builtin("mortal", "echo", 1);
+    let first = mesh[1].run("mortal", &json!({}));
+    docker(&["kill", &mesh.docker.name(first.container())]);
+    within(Duration::from_secs(1), "the node knows", || {
+        mesh[1].containers().iter().all(|container| container["container_id"] != first.container()).then_some(())
+    });
+    let next = mesh[1].run("mortal", &json!({}));
+    assert_ne!(next.container(), first.container());
+    until("the dead one is removed", || mesh.docker.state(first.container()).is_none());
+}
+
+#[test]
+fn a_container_that_somebody_pauses_answers_within_a_second() {
+    if !is_here() {
+        return;
+    }
+    let mesh = DockerMesh::of(1);
+    mesh[1].create_builtin("held", "echo", 1);
+    let first = mesh[1].run("held", &json!({}));
+    docker(&["pause", &mesh.docker.name(first.container())]);
+    let began = Instant::now();
+    let ran = mesh[1].run("held", &json!({}));
+    assert!(began.elapsed() < Duration::from_secs(1), "it took {:?}", began.elapsed());
+    assert_eq!(ran.container(), first.container());
+}
+
+#[test]
+fn a_container_that_somebody_resumes_is_paused_again_and_serves_when_it_is_wanted() {
+    if !is_here() {
+        return;
+    }
+    let mesh = DockerMesh::of(1);
+    mesh[1].create_builtin("rested", "echo", 1);
+    let first = mesh[1].run("rested", &json!({}));
+    mesh[1].post(&container_path(first.container(), "pause"), &json!({})).expect(200);
+    let paused = || mesh.docker.state(first.container()).as_deref() == Some("paused");
+    until("it is paused", paused);
+    docker(&["unpause", &mesh.docker.name(first.container())]);
+    within(Duration::from_secs(1), "it is paused again", || paused().then_some(()));
+    let ran = mesh[1].run("rested", &json!({}));
+    assert_eq!((ran.container(), ran.annotation("served")), (first.container(), json!("resumed")));
+}
+
+#[test]
+fn what_a_killed_agent_left_is_taken_over_by_its_next_start_and_nothing_else_is_touched() {
+    if !is_here() {
+        return;
+    }
+    let mut mesh = DockerMesh::of(2);
+    mesh[1].create_builtin("left", "echo", 1);
+    let left = mesh[1].run("left", &json!({})).container().to_owned();
+    let image = StockImage::serving("bystander");
+    let bystander = format!("{}-bystander", mesh.docker.cluster);
+    // It looks much like one of ours.
+    let label = format!("embermesh.cluster={}-not", mesh.docker.cluster);
+    docker(&["run", "-d", "--name", &bystander, "--label", &label, "--label", "embermesh.node=n1", image.name()]);
+    mesh[2].create_builtin("peers", "echo", 1);
+    let peers = mesh[2].run("peers", &json!({})).container().to_owned();
+    mesh.agent(1).kill();
+    assert_eq!(mesh.docker.state(&left).as_deref(), Some("running"), "containers survive their agent");
+    let seed = mesh[2].mesh_addr();
+    mesh.agent(1).settings.join = vec![seed];
+    mesh.agent(1).restart();
+    assert_eq!(mesh[1].containers().len(), 1, "it has its own, and nobody else's");
+    assert_eq!(mesh[1].run("left", &json!({})).annotation("served"), json!("local"));
+    mesh[1].post("/mesh/v1/leave", &json!({})).expect(202);
+    mesh.agent(1).expect_clean_end();
+    assert_eq!(mesh.docker.state(&left), None);
+    assert_eq!(mesh.docker.state(&peers).as_deref(), Some("running"));
+    let state = docker(&["inspect", "-f", "{{.State.Running}}", &bystander]);
+    docker(&["rm", "-f", &bystander]);
+    assert_eq!(state, "true", "somebody's container was touched");
+}
+
+#[test]
+fn an_agent_without_the_right_to_use_the_engine_says_what_to_do() {
+    if !is_here() || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let place = Place::new();
+    // As nobody: the socket is root's and the group's.
+    let nobody = 65534;
+    std::os::unix::fs::chown(place.path(), Some(nobody), Some(nobody)).unwrap();
+    let binary = place.file("embermesh");
+    std::fs::copy(env!("CARGO_BIN_EXE_embermesh"), &binary).unwrap();
+    let agent = settings(Settings::new(&place, "n1"));
+    let mut command = agent.command();
+    let mut unprivileged = std::process::Command::new(&binary);
+    unprivileged.args(command.get_args()).env("EMBERMESH_DOCKER_PULL", "never");
+    std::os::unix::process::CommandExt::uid(&mut unprivileged, nobody);
+    std::os::unix::process::CommandExt::gid(&mut unprivileged, nobody);
+    let output = unprivileged.stdin(std::process::Stdio::null()).output().unwrap();
+    command.env_clear();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for words in ["/var/run/docker.sock", "ermission denied", "group `docker`"] {
+        assert!(said.contains(words), "no `{words}` in: {said}");
+    }
+    assert!(Docker::of(&place).containers().is_empty());
+}

@@ -1,0 +1,40 @@
+//! Meshes of real agents under faults that are made on purpose, with traffic throughout. What is proven is proven by
+//! what actions answer and write down: which activations ran where, and how many at once.
+#![allow(clippy::unwrap_used)]
+
+mod clocks;
+mod engines;
+mod partitions;
+mod refusals;
+#[allow(dead_code, unused_imports, reason = "each target uses its own part of it")]
+#[path = "../support/mod.rs"]
+mod support;
+mod traffic;
+
+use serde_json::{Value, json};
+
+use support::{Agent, Mesh, Plan};
+
+/// A mesh whose agents take faults.
+fn breakable(count: usize) -> Mesh {
+    Plan::nodes(count).arg("--enable-fault-injection").start()
+}
+
+/// Cuts the link to a peer at this end.
+#[track_caller]
+fn cut(at: &Agent, peer: &str, send: bool, receive: bool) {
+    let link = json!({"peer": peer, "send": {"cut": send}, "receive": {"cut": receive}});
+    faults(at, &json!({"links": [link]}));
+}
+
+#[track_caller]
+fn faults(at: &Agent, change: &Value) {
+    at.post("/mesh/v1/faults", change).expect(200);
+}
+
+#[track_caller]
+fn heal(mesh: &Mesh) {
+    for agent in &mesh.agents {
+        agent.delete("/mesh/v1/faults").expect(204);
+    }
+}

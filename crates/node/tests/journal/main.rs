@@ -1,0 +1,292 @@
+//! One node over a store whose disk fails at chosen steps: what was promised is kept, what was not is not run, and calls
+//! that somebody waits for go on.
+#![allow(clippy::unwrap_used)]
+
+#[allow(dead_code, reason = "the simulation uses more of it")]
+#[path = "../simulation/engine.rs"]
+mod engine;
+mod store;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use embermesh_node::clock::Clock;
+use embermesh_node::config::{ByteSize, EngineSection, ListenSection, NodeConfig, NodeSection, ProtocolSection};
+use embermesh_node::data_dir::DataDir;
+use embermesh_node::gossip::UdpDatagrams;
+use embermesh_node::invocation::{Call, InvokeError, Invoked, Wait};
+use embermesh_node::net::HostNet;
+use embermesh_node::registry::action::Kind;
+use embermesh_node::registry::{ActionChange, LimitsChange};
+use embermesh_node::store::{ActivationRecord, ActivationStatus};
+use embermesh_node::{Node, Parts, StartError};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use engine::EchoEngine;
+use store::{FailingStore, Fails};
+
+const SOON: Duration = Duration::from_secs(20);
+const ACTION: &str = "one-slot";
+const QUEUE: u32 = 5;
+
+/// A node with one warm container that has one slot.
+struct Rig {
+    node: Node,
+    engine: EchoEngine,
+    store: Arc<FailingStore>,
+    folder: TempDir,
+    cluster: String,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let cluster = format!("journal-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let (folder, engine, store) = (tempfile::tempdir().unwrap(), EchoEngine::default(), FailingStore::new());
+        let node = start(&folder, &cluster, &engine, &store).await;
+        let change = ActionChange {
+            kind: Some(Kind::Builtin),
+            main: Some("echo".to_owned()),
+            limits: LimitsChange { concurrency: Some(1), ..LimitsChange::default() },
+            ..ActionChange::default()
+        };
+        node.put_action("guest", ACTION, change, None, false).await.unwrap();
+        let rig = Self { node, engine, store, folder, cluster };
+        rig.runs_at_once().await;
+        rig
+    }
+
+    async fn call(&self, hold_ms: u64, wait: Wait) -> Result<Invoked, InvokeError> {
+        invoke(self.node.clone(), hold_ms, wait).await
+    }
+
+    /// Accepted: its id.
+    async fn accepted(&self, hold_ms: u64) -> String {
+        match self.call(hold_ms, Wait::No).await.unwrap() {
+            Invoked::Accepted { activation_id } => activation_id,
+            other @ Invoked::Ended(_) => panic!("{other:?}"),
+        }
+    }
+
+    /// A blocking call finds the one slot free.
+    async fn runs_at_once(&self) {
+        match self.call(0, Wait::For(SOON)).await.unwrap() {
+            Invoked::Ended(record) => assert_eq!(record.response.status, ActivationStatus::Success),
+            other @ Invoked::Accepted { .. } => panic!("{other:?}"),
+        }
+        assert_eq!(self.engine.started(), 1, "in the container that is there");
+    }
+
+    /// Takes the slot for that long, in a task of its own.
+    async fn occupy(&self, hold_ms: u64) -> tokio::task::JoinHandle<()> {
+        let node = self.node.clone();
+        let running = tokio::spawn(async move {
+            invoke(node, hold_ms, Wait::For(SOON)).await.unwrap();
+        });
+        self.until("the slot is taken", || self.node.status().running == 1).await;
+        running
+    }
+
+    async fn record(&self, id: &str) -> Option<ActivationRecord> {
+        self.node.activation("guest", id).await.unwrap().map(|record| (*record).clone())
+    }
+
+    async fn ends_well(&self, id: &str) {
+        let until = Instant::now() + SOON;
+        loop {
+            if let Some(record) = self.record(id).await {
+                assert_eq!(record.response.status, ActivationStatus::Success, "{record:?}");
+                return;
+            }
+            assert!(Instant::now() < until, "{id} has no record");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let until = Instant::now() + SOON;
+        while !holds() {
+            assert!(Instant::now() < until, "not within {SOON:?}: {what}");
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn troubled(&self) -> bool {
+        self.node.not_ready().iter().any(|reason| reason.contains("no space left"))
+    }
+
+    async fn end(self) {
+        assert_eq!(self.engine.wrongs(), Vec::<String>::new());
+        self.node.shutdown().await;
+    }
+}
+
+async fn invoke(node: Node, hold_ms: u64, wait: Wait) -> Result<Invoked, InvokeError> {
+    let call = Call {
+        namespace: "guest".to_owned(),
+        name: ACTION.to_owned(),
+        params: Bytes::from(json!({ "hold_ms": hold_ms }).to_string()),
+        transaction_id: "t".to_owned(),
+        subject: "guest".to_owned(),
+    };
+    node.invoke(call, wait).await
+}
+
+async fn start(folder: &TempDir, cluster: &str, engine: &EchoEngine, store: &Arc<FailingStore>) -> Node {
+    // A port that was free may be taken by the time it is used.
+    for _ in 0..8 {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let config = NodeConfig {
+            node: NodeSection {
+                id: "n1".to_owned(),
+                data_dir: folder.path().to_owned(),
+                cluster: cluster.to_owned(),
+                ..NodeSection::default()
+            },
+            listen: ListenSection {
+                mesh: free,
+                api: SocketAddr::from(([127, 0, 0, 1], 0)),
+                ..ListenSection::default()
+            },
+            // One container of it fits.
+            engine: EngineSection { memory: Some(ByteSize::mib(256)), ..EngineSection::default() },
+            protocol: ProtocolSection { queue_per_action: QUEUE, ..ProtocolSection::default() },
+            ..NodeConfig::default()
+        };
+        let parts = Parts {
+            engine: Arc::new(engine.clone()),
+            store: store.clone(),
+            net: Arc::new(HostNet),
+            datagrams: Arc::new(UdpDatagrams),
+            clock: Clock::default(),
+            data_dir: data_dir(folder, cluster).await,
+            faults: None,
+        };
+        match Node::start(config, parts).await {
+            Ok(node) => return node,
+            Err(StartError::Listen { .. } | StartError::Gossip(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("no free port");
+}
+
+/// A life before may still be on its way out.
+async fn data_dir(folder: &TempDir, cluster: &str) -> DataDir {
+    let until = Instant::now() + SOON;
+    loop {
+        match DataDir::open(folder.path(), "n1", cluster) {
+            Ok(open) => return open,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_promised_is_refused_and_does_not_run() {
+    let rig = Rig::new().await;
+    rig.store.fail(Fails::Accepted);
+    let refused = rig.call(0, Wait::No).await.unwrap_err();
+    assert!(matches!(&refused, InvokeError::NotKept { reason } if reason.contains("no space left")), "{refused}");
+    assert!(rig.troubled());
+    rig.runs_at_once().await;
+    assert_eq!(rig.engine.runs(), 2, "the two that somebody waited for");
+    rig.store.fail(Fails::Nothing);
+    rig.until("it is ready again", || !rig.troubled()).await;
+    let id = rig.accepted(0).await;
+    rig.ends_well(&id).await;
+    assert_eq!(rig.engine.runs_of(&id), 1);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_note_its_start_gives_its_slot_back_and_runs_once_when_the_disk_works() {
+    let rig = Rig::new().await;
+    let busy = rig.occupy(300).await;
+    let ids = [rig.accepted(0).await, rig.accepted(0).await];
+    rig.store.fail(Fails::Everything);
+    busy.await.unwrap();
+    rig.until("the disk's failure is seen", || rig.troubled()).await;
+    for _ in 0..5 {
+        rig.runs_at_once().await;
+    }
+    assert_eq!(ids.each_ref().map(|id| rig.engine.runs_of(id)), [0, 0]);
+    assert_eq!(rig.node.status().owed, 2);
+    rig.store.fail(Fails::Nothing);
+    for id in &ids {
+        rig.ends_well(id).await;
+        assert_eq!(rig.engine.runs_of(id), 1);
+    }
+    rig.until("nothing is owed", || rig.node.status().owed == 0).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_is_shown_only_once_it_is_on_disk() {
+    let rig = Rig::new().await;
+    rig.store.fail(Fails::Ended);
+    let id = rig.accepted(0).await;
+    rig.until("it has run, and its end could not be written", || rig.engine.runs_of(&id) == 1 && rig.troubled()).await;
+    assert!(rig.record(&id).await.is_none());
+    assert_eq!(rig.node.status().owed, 1);
+    rig.runs_at_once().await;
+    rig.store.fail(Fails::Nothing);
+    rig.ends_well(&id).await;
+    assert_eq!(rig.engine.runs_of(&id), 1);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_wait_is_over_while_the_disk_fails_is_told_so_and_never_begins() {
+    let rig = Rig::new().await;
+    let busy = rig.occupy(800).await;
+    rig.store.fail(Fails::Everything);
+    let told = rig.call(0, Wait::For(Duration::from_millis(50))).await.unwrap_err();
+    let InvokeError::NotPromised { activation_id, reason } = told else { panic!("{told}") };
+    assert!(reason.contains("no space left"), "{reason}");
+    rig.store.fail(Fails::Nothing);
+    busy.await.unwrap();
+    rig.runs_at_once().await;
+    assert_eq!((rig.engine.runs_of(&activation_id), rig.node.status().queued), (0, 0));
+    rig.until("nothing is owed", || rig.node.status().owed == 0).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_told_before_anything_is_promised() {
+    let rig = Rig::new().await;
+    let _busy = rig.occupy(400).await;
+    for _ in 0..QUEUE {
+        rig.accepted(0).await;
+    }
+    let refused = rig.call(0, Wait::No).await.unwrap_err();
+    assert!(matches!(refused, InvokeError::QueueFull { .. }), "{refused}");
+    assert_eq!(rig.node.status().owed, u64::from(QUEUE));
+    rig.until("all have ended", || rig.node.status().owed == 0).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_life_of_a_node_runs_what_the_one_before_owed() {
+    let rig = Rig::new().await;
+    let busy = rig.occupy(300).await;
+    let ids: Vec<String> = [rig.accepted(0).await, rig.accepted(0).await, rig.accepted(0).await].into();
+    let Rig { node, engine, store, folder, cluster } = rig;
+    node.shutdown().await;
+    busy.await.unwrap();
+    assert_eq!(node.status().owed, 3);
+    drop(node);
+    let node = start(&folder, &cluster, &engine, &store).await;
+    let rig = Rig { node, engine, store, folder, cluster };
+    for id in &ids {
+        rig.ends_well(id).await;
+        assert_eq!(rig.engine.runs_of(id), 1);
+    }
+    rig.end().await;
+}
