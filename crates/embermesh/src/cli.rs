@@ -73,23 +73,8 @@ pub(crate) enum Command {
     /// Start a mesh of three nodes on this machine and show what it does
     Demo(DemoArgs),
 
-    /// Find out whether a mesh keeps its promises
-    #[command(subcommand)]
-    Chaos(ChaosCommand),
-
     #[command(flatten)]
     Operator(OperatorCommand),
-}
-
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum ChaosCommand {
-    /// Judge histories that agents wrote with --history by the protocol's invariants
-    #[command(after_help = CHECK_EXAMPLES)]
-    Check {
-        /// Histories of nodes of one mesh, all on one host: what crosses nodes is judged by their clocks
-        #[arg(value_name = "FILE", required = true)]
-        files: Vec<std::path::PathBuf>,
-    },
 }
 
 /// Everything that is asked of a running node.
@@ -152,13 +137,6 @@ pub(crate) enum OperatorCommand {
     #[command(subcommand)]
     Chaos(ChaosCommand),
 }
-
-const CHECK_EXAMPLES: &str = "\
-Exits 1 and names the invariant, with what happened before, when one does not hold.
-
-Example:
-  embermesh agent --node-id n1 --data-dir ./n1 --history n1.history
-  embermesh chaos check n1.history n2.history";
 
 const PAUSE_EXAMPLES: &str = "\
 The intent stays open for one window; a peer that expects to need the container can veto it,

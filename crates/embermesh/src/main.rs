@@ -1,7 +1,6 @@
 //! `embermesh`: the agent, the demo and the operator's commands, in one binary.
 
 mod agent;
-mod chaos;
 mod cli;
 mod client;
 mod commands;
@@ -37,7 +36,6 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Agent(args) => agent::run(args),
         Command::Demo(args) => demo::run(args),
-        Command::Chaos(command) => chaos::run(command),
         Command::Operator(command) => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(commands::run(&cli.target, command)),
             Err(error) => {

@@ -1,24 +1,16 @@
-//! `embermesh chaos`: what helps to find out whether a mesh keeps its promises.
+//! `chaos check`: histories that agents wrote, judged by the protocol's invariants. No node is asked.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use embermesh_node::history;
 
-use crate::cli::ChaosCommand;
+use super::{CommandError, Exit};
+use crate::output::Output;
 
-pub(crate) fn run(command: ChaosCommand) -> ExitCode {
-    let ChaosCommand::Check { files } = command;
-    match check(&files) {
-        Ok(verdict) => {
-            println!("{verdict}");
-            ExitCode::SUCCESS
-        }
-        Err(problem) => {
-            eprintln!("error: {problem}");
-            ExitCode::FAILURE
-        }
-    }
+pub(super) fn run(files: &[PathBuf], output: &mut Output<'_>) -> Result<Exit, CommandError> {
+    let verdict = check(files).map_err(CommandError::Input)?;
+    output.line(&verdict).map_err(CommandError::Output)?;
+    Ok(Exit::Ok)
 }
 
 fn check(files: &[PathBuf]) -> Result<String, String> {
