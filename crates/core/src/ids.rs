@@ -6,7 +6,11 @@ use std::sync::Arc;
 
 use crate::time::Micros;
 
+#[cfg(feature = "serde")]
+mod as_text;
+
 /// A node's short, stable name: `[a-z0-9-]`, at most 32 characters.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(Arc<str>);
 
@@ -33,11 +37,13 @@ impl fmt::Debug for NodeId {
 }
 
 /// Rises at every start of a node.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
 /// One container, for ever: no other ever has this id, restarts included.
 /// Written `node-epoch-number`, the epoch in base 36.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContainerId {
     pub owner: NodeId,
@@ -68,6 +74,7 @@ impl FromStr for ContainerId {
 }
 
 /// Grows with every grant of an owner, restarts included: a run on a lease shows it, the owner checks it.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fence {
     pub epoch: Epoch,
@@ -99,6 +106,7 @@ impl FromStr for LeaseId {
 }
 
 /// One round of an intent, written `container-rN`.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IntentId {
     pub container: ContainerId,
@@ -131,6 +139,7 @@ pub struct BadId {
 }
 
 /// (holder, holder epoch, number): makes a Reserve or a Run one thing, however often it arrives.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId {
     pub holder: NodeId,
@@ -139,6 +148,7 @@ pub struct RequestId {
 }
 
 /// One run in an own container, unique in this node's epoch.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunId(pub u64);
 
@@ -189,6 +199,7 @@ impl fmt::Debug for ActionId {
 }
 
 /// Orders all states that an action ever had, across the mesh.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision {
     pub counter: u64,

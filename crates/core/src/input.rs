@@ -231,6 +231,7 @@ pub enum Input {
 }
 
 /// How a run in an own container ended.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RunEnd {
     /// The container answered, whatever it said.

@@ -13,6 +13,7 @@
 //! | [`container`] | life cycle, slots, leases and intent of one own container |
 //! | [`node`] | the state of one node and its steps |
 //! | [`estimates`], [`policy`] | measured figures, and the decisions that users may replace |
+//! | [`history`] | what happened, as nodes tell it, and the invariants that judge it |
 //! | [`stage`] | what namespaces share, by deficit round robin |
 //!
 //! Payloads never enter: the core sees ids, sizes and deadlines.
@@ -20,8 +21,10 @@
 pub mod config;
 pub mod container;
 pub mod estimates;
+pub mod history;
 pub mod ids;
 pub mod input;
+pub mod mutations;
 pub mod node;
 pub mod output;
 pub mod policy;

@@ -41,8 +41,10 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::container::Container;
 use crate::estimates::Estimates;
+use crate::history::{Premises, Record, What};
 use crate::ids::{ActionHash, ActionId, ActionSpec, ActivationId, ContainerId, Epoch, Fence, NodeId, RequestId, RunId};
 use crate::input::Input;
+use crate::mutations::{Mutation, on};
 use crate::output::{Event, Output};
 use crate::policy::{DemandVeto, GreedyDual, KeepAlive, VetoPolicy};
 use crate::stage::Stage;
@@ -165,6 +167,8 @@ struct Env {
     random: u64,
     out: Vec<Output>,
     dirty: Vec<ActionId>,
+    /// Number of the step, if this node tells its history.
+    step: Option<u64>,
 }
 
 impl PartialEq for Env {
@@ -182,6 +186,7 @@ impl Hash for Env {
 impl Node {
     /// `seed` feeds the choice between equal peers. The configuration has been validated.
     pub fn new(id: NodeId, epoch: Epoch, cfg: Arc<Config>, seed: u64) -> Self {
+        let epoch = if on(Mutation::RestartForgetsEpoch) { Epoch(1) } else { epoch };
         Self {
             id,
             epoch,
@@ -216,6 +221,7 @@ impl Node {
                 random: seed | 1,
                 out: Vec::new(),
                 dirty: Vec::new(),
+                step: None,
             },
         }
     }
@@ -233,15 +239,23 @@ impl Node {
         self
     }
 
+    /// Makes this node tell its history as [`Output::History`], from its first step on.
+    pub fn with_history(mut self) -> Self {
+        self.env.step = Some(0);
+        self
+    }
+
     /// One step: fires what is due at `now`, then takes the input. What is to be done is pushed on `out`.
     pub fn handle(&mut self, now: Time, input: Input, out: &mut Vec<Output>) {
         self.now = self.now.max(now);
         std::mem::swap(&mut self.env.out, out);
+        self.begin_step();
         self.fire_due();
         self.take(input);
         self.settle();
         std::mem::swap(&mut self.env.out, out);
-        debug_assert_eq!(self.check(), Ok(()));
+        // With a bug on purpose it is for the checkers to find it.
+        debug_assert!(cfg!(feature = "mutations") || self.check() == Ok(()), "{:?}", self.check());
     }
 
     /// When to call [`Node::handle`] at the latest, with [`Input::Tick`] if nothing else.
@@ -255,6 +269,11 @@ impl Node {
 
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// When it made its last step.
+    pub fn now(&self) -> Time {
+        self.now
     }
 
     pub fn estimates(&self) -> &Estimates {
@@ -289,6 +308,11 @@ impl Node {
     }
 
     fn take(&mut self, input: Input) {
+        if self.env.step.is_some()
+            && let Some(what) = What::of_input(&input)
+        {
+            self.tell(|_| what);
+        }
         match input {
             Input::Tick => {}
             Input::InvokeRequested { activation, spec, body_bytes, attempt, journaled } => {
@@ -431,11 +455,39 @@ impl Node {
     }
 
     fn emit(&mut self, output: Output) {
+        if self.env.step.is_some()
+            && let Some(what) = What::of_output(&output)
+        {
+            self.tell(|_| what);
+        }
         self.env.out.push(output);
     }
 
     fn note(&mut self, event: Event) {
-        self.env.out.push(Output::Event(event));
+        self.emit(Output::Event(event));
+    }
+
+    fn begin_step(&mut self) {
+        let Some(step) = &mut self.env.step else { return };
+        *step += 1;
+        if *step == 1 {
+            self.tell(|node| {
+                What::Began(Premises {
+                    accepts_us: node.accepts_us(),
+                    late_after_us: node.cfg().gossip_interval_us,
+                    max_hold_us: node.cfg().max_hold_us,
+                    memory_mb: node.cfg().memory_mb,
+                })
+            });
+        }
+    }
+
+    /// Tells what happened, if anybody wants to know.
+    fn tell(&mut self, what: impl FnOnce(&Node) -> What) {
+        let Some(step) = self.env.step else { return };
+        let (at, node, epoch) = (self.now, self.id.clone(), self.epoch);
+        let record = Record { at, node, epoch, step, what: what(self) };
+        self.env.out.push(Output::History(Box::new(record)));
     }
 
     fn cfg(&self) -> &Config {

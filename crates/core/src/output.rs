@@ -1,5 +1,6 @@
 //! What a node wants done. The driver carries each out and reports how it ended as an [`Input`](crate::Input).
 
+use crate::history::Record;
 use crate::ids::{
     ActionHash, ActionId, ActivationId, ContainerId, Epoch, Fence, IntentId, NodeId, RequestId, Revision, RunId,
 };
@@ -114,6 +115,8 @@ pub enum Output {
     },
     /// For whoever watches.
     Event(Event),
+    /// For whoever judges; only if [`Node::with_history`](crate::Node::with_history) asked for it.
+    History(Box<Record>),
     /// The drain ended; `left` is empty when all containers are gone, or idle if they are to be handed over.
     Drained {
         left: Vec<u64>,
@@ -154,6 +157,7 @@ pub struct SendReserve {
 }
 
 /// One hand-over of an activation's body to one owner epoch.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attempt {
     pub activation: ActivationId,
@@ -262,6 +266,7 @@ pub enum RunRefusal {
     NotStarted,
 }
 
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum IntentKind {
     Pause,
@@ -453,6 +458,7 @@ pub enum Event {
 }
 
 /// How a round ended.
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum IntentEnd {
     Committed,

@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use crate::mutations::{Mutation, on};
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Stage<T> {
     quantum: u64,
@@ -99,7 +101,7 @@ impl<T> Stage<T> {
             let name = self.ring.front()?;
             let line = self.namespaces.get_mut(name)?;
             let cost = line.items.front()?.0;
-            if line.deficit >= cost {
+            if line.deficit >= cost || on(Mutation::StageStarves) {
                 return Some(());
             }
             if !line.credited {

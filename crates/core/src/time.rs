@@ -1,6 +1,7 @@
 //! Time as the core sees it: microseconds since some moment of the driver's choice, never going back.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::{Add, Sub};
 
 /// A duration in microseconds.
@@ -12,8 +13,17 @@ pub const MS: Micros = 1_000;
 pub const SECOND: Micros = 1_000_000;
 
 /// A moment on the driver's monotonic clock.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub u64);
+
+/// As the one thing here that is written as `i128`: a model checker's hasher can so tell moments from other numbers,
+/// and take them relative to now.
+impl Hash for Time {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_i128(i128::from(self.0));
+    }
+}
 
 impl Time {
     pub const FAR: Time = Time(u64::MAX);

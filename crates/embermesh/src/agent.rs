@@ -189,6 +189,9 @@ fn configuration(args: &AgentArgs) -> anyhow::Result<NodeConfig> {
     if let Some(cluster) = &args.cluster {
         config.node.cluster.clone_from(cluster);
     }
+    if let Some(history) = &args.history {
+        config.node.history = Some(history.clone());
+    }
     if let Some(mesh) = args.mesh {
         config.listen.mesh = mesh;
     }

@@ -8,6 +8,15 @@ use std::process::Command;
 
 /// Direct dependencies of each member of the workspace, those for tests and builds left out.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let normal = |package: &serde_json::Value| {
+        let all = package["dependencies"].as_array().unwrap().iter();
+        all.filter(|d| d["kind"].is_null()).map(|d| d["name"].as_str().unwrap().to_owned()).collect()
+    };
+    packages().iter().map(|p| (p["name"].as_str().unwrap().to_owned(), normal(p))).collect()
+}
+
+/// The members of the workspace.
+fn packages() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
         .current_dir(workspace())
@@ -15,12 +24,16 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let packages = metadata["packages"].as_array().unwrap();
-    let normal = |package: &serde_json::Value| {
-        let all = package["dependencies"].as_array().unwrap().iter();
-        all.filter(|d| d["kind"].is_null()).map(|d| d["name"].as_str().unwrap().to_owned()).collect()
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+/// Whether a package asks for bugs on purpose, by a dependency or by default.
+fn asks_for_mutations(package: &serde_json::Value) -> bool {
+    let has = |list: &serde_json::Value| {
+        list.as_array().into_iter().flatten().any(|f| f.as_str().is_some_and(|f| f.contains("mutations")))
     };
-    packages.iter().map(|p| (p["name"].as_str().unwrap().to_owned(), normal(p))).collect()
+    let dependencies = package["dependencies"].as_array().unwrap();
+    has(&package["features"]["default"]) || dependencies.iter().any(|d| has(&d["features"]))
 }
 
 fn workspace() -> PathBuf {
@@ -30,7 +43,7 @@ fn workspace() -> PathBuf {
 #[test]
 fn the_core_depends_on_nothing_that_does_io_or_knows_the_time() {
     let core = &dependencies()["embermesh-core"];
-    assert_eq!(core, &BTreeSet::from(["thiserror".to_owned()]));
+    assert_eq!(core, &BTreeSet::from(["serde".to_owned(), "thiserror".to_owned()]));
 }
 
 #[test]
@@ -47,6 +60,17 @@ fn nothing_that_ships_depends_on_the_simulation() {
         let simulates = ["turmoil", "stateright", "proptest", "embermesh-sim"];
         let found: Vec<_> = simulates.iter().filter(|s| dependencies.contains(**s)).collect();
         assert!(found.is_empty() || package == "embermesh-sim", "{package} depends on {found:?}");
+    }
+}
+
+#[test]
+fn no_build_has_bugs_on_purpose_unless_it_asks_for_them_by_name() {
+    for package in packages() {
+        let name = package["name"].as_str().unwrap();
+        assert!(!asks_for_mutations(&package), "{name} asks for mutations");
+        let features = package["features"].as_object().unwrap();
+        let known = ["embermesh-core", "embermesh-sim"].contains(&name);
+        assert!(known || !features.contains_key("mutations"), "{name} can have mutations");
     }
 }
 

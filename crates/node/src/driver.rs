@@ -242,6 +242,7 @@ impl Node {
                 Output::PublishAdvert { hash, .. } => self.publish_advert(hash),
                 Output::Event(event) => self.publish_event(event),
                 Output::Drained { left } => self.drain_ended(left),
+                Output::History(record) => self.write_history(&record),
             }
         }
     }

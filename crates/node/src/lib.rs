@@ -10,6 +10,7 @@
 //! | [`gossip`], `facts` | membership and slowly changing facts, over a datagram seam |
 //! | [`registry`], `actions` | actions known to every node |
 //! | [`store`], [`data_dir`], `logbook` | what survives a restart; log lines on their way there |
+//! | [`history`] | what the core tells of itself, in a file |
 //! | [`api`] | the HTTP front door |
 //! | `operate`, `shown`, [`views`], `metrics` | what people do by hand and see |
 //! | [`faults`] | faults made on purpose, in agents that were started for it |
@@ -29,6 +30,7 @@ mod driver;
 mod facts;
 pub mod faults;
 pub mod gossip;
+pub mod history;
 pub mod invocation;
 mod invoke;
 mod kept;

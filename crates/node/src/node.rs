@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
+use embermesh_core::history::Record;
 use embermesh_core::output::Event;
 use embermesh_core::{ActionId, ActionSpec, ContainerId, Epoch, NodeId, Revision};
 use tokio::net::TcpListener;
@@ -26,6 +27,7 @@ use crate::driver::Driver;
 use crate::facts::Slots;
 use crate::faults::Faults;
 use crate::gossip::{Datagrams, Gossip, GossipConfig, GossipError};
+use crate::history::{HistoryError, HistoryFile};
 use crate::logbook::LogBook;
 use crate::metrics::Metrics;
 use crate::net::Net;
@@ -59,6 +61,7 @@ struct Inner {
     api: SocketAddr,
     started: Instant,
     driver: Driver,
+    history: Option<HistoryFile>,
     engine: Arc<dyn Engine>,
     registry: Registry,
     codes: CodeStore,
@@ -137,6 +140,8 @@ pub enum StartError {
     Listen { what: &'static str, at: SocketAddr, source: std::io::Error },
     #[error("the protocol's numbers contradict one another: {0}")]
     Protocol(#[from] embermesh_core::config::ConfigError),
+    #[error(transparent)]
+    History(#[from] HistoryError),
     #[error("a background task could not be started: {0}")]
     Task(#[from] std::io::Error),
 }
@@ -166,7 +171,11 @@ impl Node {
         };
         let records = RecordWriter::start(store.clone(), WriterOptions::new(retention))?;
         let (journal, owed) = Journal::start(store, JournalOptions::default())?;
-        let core = embermesh_core::Node::new(id.clone(), epoch, protocol.clone(), epoch.0);
+        let mut core = embermesh_core::Node::new(id.clone(), epoch, protocol.clone(), epoch.0);
+        let history = config.node.history.as_deref().map(|path| HistoryFile::open(path, &id, &clock)).transpose()?;
+        if history.is_some() {
+            core = core.with_history();
+        }
         let inner = Inner {
             epoch,
             instance: data_dir.instance().to_string(),
@@ -175,6 +184,7 @@ impl Node {
             api,
             started: Instant::now(),
             driver: Driver::new(core, clock),
+            history,
             engine,
             registry,
             codes,
@@ -431,6 +441,12 @@ impl Node {
 
     pub(crate) fn driver(&self) -> &Driver {
         &self.0.driver
+    }
+
+    pub(crate) fn write_history(&self, record: &Record) {
+        if let Some(history) = &self.0.history {
+            history.write(record);
+        }
     }
 
     pub(crate) fn engine(&self) -> &dyn Engine {

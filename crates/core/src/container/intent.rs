@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::ids::NodeId;
+use crate::mutations::{Mutation, on};
 use crate::output::IntentKind;
 use crate::time::{Micros, Time};
 
@@ -47,7 +48,7 @@ impl OpenIntent {
 
     /// Counts a veto; `false` if this round ignores it or has closed.
     pub fn veto(&mut self, peer: &NodeId, hold_us: Micros, max_hold_us: Micros, now: Time) -> bool {
-        if self.last_word || self.awaits_permit || now >= self.closes_at {
+        if on(Mutation::VetoIgnored) || self.last_word || self.awaits_permit || now >= self.closes_at {
             return false;
         }
         let hold = self.vetoes.entry(peer.clone()).or_default();

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use crate::mutations::{Mutation, on};
+
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lifecycle {
     /// The engine makes it.
@@ -63,7 +66,7 @@ impl Lifecycle {
                 | (Retiring, Removing | Failed)
                 | (Failed, Removing)
                 | (Removing, Removed)
-        );
+        ) || (on(Mutation::RevivedByGossip) && (self, to) == (Removing, Warm));
         if legal { Ok(to) } else { Err(IllegalMove { from: self, to }) }
     }
 

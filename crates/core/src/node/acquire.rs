@@ -12,6 +12,7 @@ use super::holder::OutRequest;
 use super::home::HomeStep;
 use super::{Node, Timer};
 use crate::container::Lifecycle;
+use crate::history::What;
 use crate::ids::{ActionId, ActivationId, Epoch, NodeId};
 use crate::output::{Attempt, Output, SendReserve};
 use crate::time::{Micros, SECOND};
@@ -306,6 +307,7 @@ impl Node {
         let request = self.next_request(&to);
         let open_from = self.open_from(&to);
         let number = request.number;
+        self.tell(|_| What::Asked { to: to.clone(), owner_epoch });
         let reserve = SendReserve {
             request,
             to,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Node;
 use crate::container::{Container, Lifecycle};
+use crate::history::What;
 use crate::ids::ActionSpec;
 use crate::output::{Event, Output};
 
@@ -21,6 +22,8 @@ impl Node {
         let number = self.counters.container;
         let container =
             Container::found(name.clone(), spec.revision.clone(), spec.concurrency, spec.memory_mb, self.now);
+        self.tell_made(number, &spec);
+        self.tell(|_| What::Moved { container: number, to: Lifecycle::Adopting });
         self.memory_used_mb += spec.memory_mb;
         self.containers.insert(number, container);
         if let Some(action) = self.actions.get_mut(&name) {

@@ -2,6 +2,7 @@
 
 use super::{Node, Timer};
 use crate::container::Lifecycle;
+use crate::history::What;
 use crate::input::StartFailure;
 use crate::output::{Event, IntentKind, Output, Refusal, Served};
 
@@ -164,11 +165,10 @@ impl Node {
 
     /// A container that the engine or its runs have lost: leases on it are void at once.
     pub(super) fn fail_container(&mut self, number: u64) {
-        let now = self.now;
-        let Some(container) = self.containers.get_mut(&number) else { return };
-        if container.transition(Lifecycle::Failed, now).is_err() {
+        if !self.moved(number, Lifecycle::Failed) {
             return;
         }
+        let Some(container) = self.containers.get_mut(&number) else { return };
         let name = container.action.clone();
         let (leases, runs) = container.void();
         // Those over their time-out have been reported.
@@ -280,6 +280,10 @@ impl Node {
 
     pub(super) fn moved(&mut self, number: u64, to: Lifecycle) -> bool {
         let now = self.now;
-        self.containers.get_mut(&number).is_some_and(|c| c.transition(to, now).is_ok())
+        let moved = self.containers.get_mut(&number).is_some_and(|c| c.transition(to, now).is_ok());
+        if moved {
+            self.tell(|_| What::Moved { container: number, to });
+        }
+        moved
     }
 }

@@ -6,8 +6,10 @@
 use std::collections::BTreeSet;
 
 use super::{LeaseKey, Node, Timer};
+use crate::history::What;
 use crate::ids::{ActionId, ActivationId, ContainerId, Epoch, Fence, NodeId, RequestId, Revision};
 use crate::input::RemoteEnd;
+use crate::mutations::{Mutation, on};
 use crate::output::{Denial, Event, Output, Refusal, RunRefusal, SendReserve, SendRun, Served};
 use crate::time::{Micros, SECOND, Time};
 
@@ -193,6 +195,7 @@ impl Node {
             timeout_us,
             served,
         };
+        self.tell(|_| What::Asked { to: message.to.clone(), owner_epoch: message.owner_epoch });
         self.emit(Output::SendRun(message.clone()));
         let run = OutRun { lease: key, sent_at: self.now, tries: 1, unsure: false, message };
         self.requests.insert(run.message.request.number, OutRequest::Run(run));
@@ -319,6 +322,9 @@ impl Node {
         reserve.unsure = unsure;
         if unsure && reserve.run.is_some() && reserve.tries < MOST_TRIES {
             reserve.tries += 1;
+            if on(Mutation::CountsFromLastSend) {
+                reserve.sent_at = self.now;
+            }
             let message = SendReserve { timeout_us: left(self.now, reserve), ..reserve.message.clone() };
             return self.emit(Output::SendReserve(message));
         }
@@ -405,7 +411,7 @@ impl Node {
         match end {
             RemoteEnd::Answered { .. } => {
                 self.env.estimates.served(name, now.since(sent_at));
-                self.activations.remove(&id);
+                self.answered(id);
             }
             RemoteEnd::Refused(refusal) => {
                 // Whatever the reason, the lease is not what this node believes it to be.

@@ -4,7 +4,9 @@
 
 use super::{Node, Timer};
 use crate::container::{Cause, Closing, Container, Lifecycle, OpenIntent};
+use crate::history::What;
 use crate::ids::{ContainerId, IntentId, NodeId};
+use crate::mutations::{Mutation, on};
 use crate::output::{Event, IntentEnd, IntentKind, IntentNotice, IntentProblem, Output};
 use crate::policy::VetoView;
 use crate::time::{MS, Micros, SECOND, Time};
@@ -49,6 +51,7 @@ impl Node {
         let hash = crate::ids::ActionHash::of(&name, &revision);
         let intent = IntentId { container: id.clone(), round };
         self.arm(closes_at, Timer::Close(number));
+        self.tell(|_| What::Opened { intent: intent.clone(), kind, window_us, last_word });
         self.note(Event::IntentOpened { intent: intent.clone(), kind, urgent, operator: cause == Cause::Operator });
         let notice = IntentNotice { container: id, hash, round, kind, urgent, window_us, last_copy };
         let recently = 60 * SECOND;
@@ -113,7 +116,10 @@ impl Node {
         let (now, max_hold) = (self.now, self.cfg().max_hold_us);
         let own = container.owner == self.id && container.epoch == self.epoch;
         let open = self.containers.get_mut(&container.number).filter(|_| own).and_then(|c| c.intent.as_mut());
-        let counted = open.filter(|i| i.round == round).is_some_and(|i| i.veto(&from, hold_us, max_hold, now));
+        let counted = open
+            .filter(|i| i.round == round || on(Mutation::OldRoundVeto))
+            .is_some_and(|i| i.veto(&from, hold_us, max_hold, now));
+        self.tell(|_| What::Veto { from: from.clone(), container: container.clone(), round, hold_us, counted });
         if counted {
             let hold_us = hold_us.min(max_hold);
             self.note(Event::VetoCounted { intent: IntentId { container, round }, peer: from, hold_us });
@@ -126,6 +132,7 @@ impl Node {
     pub(super) fn close_window(&mut self, number: u64) {
         let now = self.now;
         let late_after = self.cfg().gossip_interval_us;
+        let id = self.container_id(number);
         let Some(container) = self.containers.get_mut(&number) else { return };
         let Some(intent) = container.intent.as_mut() else { return };
         if intent.awaits_permit {
@@ -142,6 +149,8 @@ impl Node {
             Closing::Commit => {
                 // Whether it is unused is looked at in the step that commits.
                 intent.awaits_permit = true;
+                let intent = IntentId { container: id, round: intent.round };
+                self.tell(|_| What::AwaitsPermit { intent });
                 self.commit(number);
             }
             Closing::Vetoed => {
@@ -166,7 +175,7 @@ impl Node {
         }
         let Some(container) = self.containers.get(&number) else { return };
         let Some(intent) = container.intent.as_ref().filter(|i| i.awaits_permit) else { return };
-        if !container.unused() {
+        if !container.unused() && !on(Mutation::CommitWithoutRecheck) {
             return self.cancel_intent_by_use(number);
         }
         let kind = intent.kind;
@@ -225,6 +234,12 @@ impl Node {
         let Some(intent) = container.intent.take() else { return };
         then(container, now);
         let closed = IntentId { container: id, round: intent.round };
+        let name = container.action.clone();
+        self.tell(|node| What::Closed {
+            intent: closed.clone(),
+            end: end.clone(),
+            own_waits: node.actions.get(&name).is_some_and(|a| !a.queue.is_empty()),
+        });
         self.note(Event::IntentClosed { intent: closed, kind: intent.kind, end });
     }
 

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::{Node, Timer};
+use crate::history::{End, What};
 use crate::ids::{ActionId, ActionSpec, ActivationId, NodeId, RunId};
 use crate::input::RunEnd;
-use crate::output::{Output, Refusal, Served};
+use crate::mutations::{Mutation, on};
+use crate::output::{Attempt, Output, Refusal, Served};
 use crate::time::{MS, SECOND, Time};
 
 /// Times a body may fail to reach its container before the activation is given up.
@@ -105,7 +107,15 @@ impl Node {
         } else if activation.queued {
             self.dequeue(id);
             self.activations.remove(&id);
+            self.tell(|_| What::Ended { activation: id, end: End::Dropped });
         }
+    }
+
+    /// An own activation has its answer, whatever that says. None if it is a peer's.
+    pub(super) fn answered(&mut self, id: ActivationId) -> Option<ActionId> {
+        let ended = self.activations.remove(&id)?;
+        self.tell(|_| What::Ended { activation: id, end: End::Answered });
+        Some(ended.action)
     }
 
     /// Binds queued activations to free slots: own containers first, then leases already held.
@@ -141,6 +151,11 @@ impl Node {
         let served = container.fresh.take().unwrap_or(Served::Local);
         container.start_own(run, id, now);
         let attempt = self.activations.get(&id).map_or(0, |a| a.attempt);
+        let (action, revision) = (container.action.clone(), container.revision.clone());
+        self.tell(|_| {
+            let attempt = Attempt { activation: id, attempt };
+            What::RunBegan { run, container: number, attempt, action, revision, lease: None }
+        });
         self.emit(Output::RunLocal { activation: id, run, container: number, attempt, served });
     }
 
@@ -154,7 +169,7 @@ impl Node {
             RunEnd::Answered => {
                 let Some(ended) = container.end_run(run, now) else { return };
                 self.env.estimates.served(&name, now.since(ended.started_at));
-                self.activations.remove(&ended.activation);
+                self.answered(ended.activation);
                 self.arm_idle(number);
             }
             RunEnd::Withdrawn => {
@@ -169,11 +184,15 @@ impl Node {
                 self.retire(number);
             }
             // Nobody knows whether it still runs in there: its slot never returns.
+            RunEnd::Lost if on(Mutation::BusyLeaked) => {
+                let activation = container.runs().get(&run).map(|r| r.activation);
+                activation.and_then(|id| self.answered(id));
+            }
             RunEnd::TimedOut | RunEnd::Lost => {
                 let Some(ended) = container.overdue(run) else { return };
                 let (activation, took) = (ended.activation, now.since(ended.started_at));
                 self.env.estimates.served(&name, took);
-                self.activations.remove(&activation);
+                self.answered(activation);
                 self.retire(number);
             }
         }
@@ -186,8 +205,8 @@ impl Node {
         let Some(id) = self.voided.remove(&run) else { return };
         if end == RunEnd::NeverStarted {
             self.requeue_never_started(id);
-        } else if let Some(ended) = self.activations.remove(&id) {
-            self.touch(&ended.action);
+        } else if let Some(action) = self.answered(id) {
+            self.touch(&action);
         }
     }
 

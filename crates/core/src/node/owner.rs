@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::answers::{Admission, Answer};
 use super::{Node, Timer};
 use crate::container::{Lease, Lifecycle};
-use crate::ids::{ActionId, ActionSpec, ContainerId, Epoch, Fence, NodeId, RequestId, Revision};
+use crate::history::{OnLease, What};
+use crate::ids::{ActionId, ActionSpec, ContainerId, Epoch, Fence, NodeId, RequestId, Revision, RunId};
+use crate::mutations::{Mutation, on};
 use crate::output::{Attempt, Denial, Event, Output, ReserveAnswer, RunAnswer, RunRefusal};
 use crate::time::Micros;
 
@@ -53,14 +55,18 @@ impl Node {
         spec: Option<Arc<ActionSpec>>,
     ) {
         let request = reserve.request.clone();
-        if owner_epoch != self.epoch {
+        if owner_epoch != self.epoch && !on(Mutation::OldEpochServed) {
             return self.answer_reserve(&request, denied(Denial::WrongEpoch));
         }
         match self.answers.admit(&request, open_from, self.env.cfg.answers_per_holder) {
             Admission::New => {}
+            Admission::Again(_) if on(Mutation::DuplicateTakesTwoSlots) => {}
             Admission::Again(Answer::Reserve(mut answer)) => {
-                if let ReserveAnswer::Granted { first, .. } = &mut answer {
+                if let ReserveAnswer::Granted { first, run, .. } = &mut answer {
                     *first = false;
+                    if let (Some(run), Some(attempt)) = (*run, reserve.run) {
+                        self.tell(|_| What::RunJoined { run, attempt });
+                    }
                 }
                 return self.answer_reserve(&request, answer);
             }
@@ -105,7 +111,10 @@ impl Node {
         }
         match self.answers.admit(&request, open_from, self.env.cfg.answers_per_holder) {
             Admission::New => {}
-            Admission::Again(Answer::Run { run }) => {
+            Admission::Again(_) if on(Mutation::RunTwice) => {}
+            Admission::Again(Answer::Run { run: joined }) => {
+                self.tell(|_| What::RunJoined { run: joined, attempt: run.attempt });
+                let run = joined;
                 return self.answer_run(&request, RunAnswer::Joined { run });
             }
             Admission::Again(Answer::RunRefused(refusal)) => {
@@ -153,11 +162,24 @@ impl Node {
         container.fresh = None;
         self.cancel_intent_by_use(number);
         let own_waits = self.actions.get(&run.action).is_some_and(|a| !a.queue.is_empty());
-        let lasts = self.cfg().ttl_us + self.cfg().grace_us;
+        let lasts = self.accepts_us();
         let max_age = self.cfg().max_lease_age_us;
         let ttl_us = self.cfg().ttl_us;
         let Some(container) = self.containers.get_mut(&number) else { return Err(RunRefusal::UnknownContainer) };
         let renewed_us = if container.renew(run.fence, now, lasts, max_age, own_waits) { ttl_us } else { 0 };
+        self.tell(|_| What::RunBegan {
+            run: id,
+            container: number,
+            attempt: run.attempt,
+            action: run.action.clone(),
+            revision: run.revision.clone(),
+            lease: Some(OnLease {
+                request: run.request.clone(),
+                fence: run.fence,
+                keep: run.keep,
+                renewed: renewed_us > 0,
+            }),
+        });
         Ok(RunAnswer::Accepted { run: id, container: number, renewed_us })
     }
 
@@ -176,7 +198,16 @@ impl Node {
         let number = container.number;
         let Some(container) = self.containers.get_mut(&number) else { return };
         if container.release(fence, (holder, epoch), keep, now) {
-            if !container.leases().contains_key(&fence) {
+            let slots = container.leases().get(&fence).map_or(0, |lease| lease.slots);
+            let over = slots == 0;
+            self.tell(|_| What::Released {
+                container: number,
+                fence,
+                holder: holder.clone(),
+                holder_epoch: epoch,
+                slots,
+            });
+            if over {
                 self.note(Event::LeaseReleased { holder: holder.clone(), container: number, fence });
             }
             self.arm_idle(number);
@@ -189,8 +220,8 @@ impl Node {
         let now = self.now;
         let Some(container) = self.containers.get_mut(&number) else { return };
         let Some(lease) = container.leases().get(&fence) else { return };
-        if now < lease.expires_at {
-            let at = lease.expires_at;
+        if now < lease.expires_at || (on(Mutation::RenewsExpired) && now < lease.expires_at + self.env.cfg.ttl_us) {
+            let at = lease.expires_at.max(now + 1);
             return self.arm(at, Timer::LeaseEnd(number, fence));
         }
         if let Some(lease) = container.expire(fence, now) {
@@ -199,6 +230,11 @@ impl Node {
         self.arm_idle(number);
         self.touch_container(number);
         self.end_if_retired(number);
+    }
+
+    /// How long this node accepts runs after a grant or a renewing run.
+    pub(super) fn accepts_us(&self) -> Micros {
+        self.cfg().ttl_us + if on(Mutation::NoGrace) { 0 } else { self.cfg().grace_us }
     }
 
     /// Grants free slots to peers that wait, in order of arrival, once no own activation does.
@@ -385,13 +421,14 @@ impl Node {
     fn grant(&mut self, number: u64, request: &RequestId, slots: u32, run: Option<Attempt>) {
         self.cancel_intent_by_use(number);
         let (now, ttl_us) = (self.now, self.cfg().ttl_us);
-        let expires_at = now + ttl_us + self.cfg().grace_us;
+        let expires_at = now + self.accepts_us();
         self.counters.fence += 1;
         let fence = Fence { epoch: self.epoch, counter: self.counters.fence };
         let started = run.map(|_| self.next_run());
         let id = self.container_id(number);
         let Some(container) = self.containers.get_mut(&number) else { return };
         let slots = slots.clamp(1, container.free());
+        let (action, revision) = (container.action.clone(), container.revision.clone());
         container.fresh = None;
         container.grant(
             fence,
@@ -411,11 +448,37 @@ impl Node {
             let accepted = container.start_leased(run, attempt.activation, holder, fence, slots, now);
             debug_assert_eq!(accepted, Ok(()));
         }
+        if self.env.step.is_some() {
+            self.tell_grant(number, request, fence, slots, run.zip(started), (action, revision));
+        }
         self.arm(expires_at, Timer::LeaseEnd(number, fence));
         self.note(Event::LeaseGranted { holder: request.holder.clone(), container: number, fence, slots });
         let answer = ReserveAnswer::Granted { container: id, fence, slots, ttl_us, run: started, first: true };
         self.answers.keep(request, Answer::Reserve(answer.clone()));
         self.answer_reserve(request, answer);
+    }
+
+    fn tell_grant(
+        &mut self,
+        container: u64,
+        request: &RequestId,
+        fence: Fence,
+        slots: u32,
+        run: Option<(Attempt, RunId)>,
+        (action, revision): (ActionId, Revision),
+    ) {
+        self.tell(|_| What::Granted {
+            request: request.clone(),
+            container,
+            fence,
+            slots,
+            action: action.clone(),
+            revision: revision.clone(),
+        });
+        if let Some((attempt, run)) = run {
+            let lease = Some(OnLease { request: request.clone(), fence, keep: slots, renewed: false });
+            self.tell(|_| What::RunBegan { run, container, attempt, action, revision, lease });
+        }
     }
 
     fn deny(&mut self, reserve: &Reserve, denial: Denial) {

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use super::{Node, Timer};
 use crate::config::Config;
 use crate::container::Lifecycle;
+use crate::history::What;
 use crate::ids::{ActionHash, ActionId, Epoch, NodeId};
+use crate::mutations::{Mutation, on};
 use crate::output::{Advert, Event, Output};
 use crate::time::Time;
 
@@ -57,7 +59,7 @@ impl Node {
             return;
         }
         match self.peers.get_mut(&name) {
-            Some(peer) if peer.epoch > epoch => return,
+            Some(peer) if peer.epoch > epoch && !on(Mutation::OldEpochBelieved) => return,
             Some(peer) if peer.epoch == epoch => {
                 if std::mem::replace(&mut peer.live, true) {
                     return;
@@ -112,7 +114,10 @@ impl Node {
     }
 
     pub(super) fn on_advert(&mut self, name: NodeId, epoch: Epoch, hash: ActionHash, advert: Advert) {
-        if self.peers.get(&name).is_none_or(|p| p.epoch != epoch) {
+        if on(Mutation::RevivedByGossip) {
+            self.revive(hash);
+        }
+        if self.peers.get(&name).is_none_or(|p| p.epoch != epoch) && !on(Mutation::OldEpochBelieved) {
             return;
         }
         let known = self.adverts.get(&hash).is_some_and(|a| a.get(&name).is_some_and(|a| a.gossiped));
@@ -129,6 +134,7 @@ impl Node {
         if !known && count >= self.cfg().adverts_per_peer {
             return;
         }
+        self.tell(|_| What::AdvertTaken { peer: name.clone(), epoch });
         self.adverts
             .entry(hash)
             .or_default()
@@ -139,6 +145,15 @@ impl Node {
                 self.may_ask_again(&action, &name);
             }
             self.touch(&action);
+        }
+    }
+
+    /// A bug on purpose.
+    fn revive(&mut self, hash: ActionHash) {
+        let own = self.actions.values().filter(|a| a.hash == hash).flat_map(|a| a.containers.iter().copied());
+        let leaving = own.filter(|n| self.containers.get(n).is_some_and(|c| c.state() == Lifecycle::Removing));
+        for number in leaving.collect::<Vec<_>>() {
+            self.moved(number, Lifecycle::Warm);
         }
     }
 
@@ -235,6 +250,9 @@ impl Node {
     /// first in rendezvous order among those that do. Of several here, the oldest counts.
     pub(super) fn is_last_copy(&self, number: u64) -> bool {
         let Some(container) = self.containers.get(&number) else { return false };
+        if on(Mutation::AllAreLast) {
+            return true;
+        }
         let Some(action) = self.actions.get(&container.action) else { return true };
         let eldest = action.containers.iter().find(|n| {
             self.containers.get(n).is_some_and(|c| {

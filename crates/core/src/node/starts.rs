@@ -3,7 +3,8 @@
 
 use super::{Node, Timer};
 use crate::container::{Cause, Container, Lifecycle};
-use crate::ids::ActionId;
+use crate::history::What;
+use crate::ids::{ActionId, ActionSpec};
 use crate::output::{Event, IntentKind, Output};
 use crate::policy::KeepView;
 use crate::time::{MS, Micros, Time};
@@ -157,10 +158,21 @@ impl Node {
         let spec = action.spec.clone();
         action.containers.insert(number);
         let container = Container::new(name.clone(), spec.revision.clone(), spec.concurrency, spec.memory_mb, self.now);
+        self.tell_made(number, &spec);
         self.memory_used_mb += spec.memory_mb;
         self.containers.insert(number, container);
         self.note(Event::ContainerStarting { container: number, action: name.clone() });
         self.emit(Output::StartContainer { container: number, action: name.clone(), revision: spec.revision.clone() });
+    }
+
+    pub(super) fn tell_made(&mut self, container: u64, spec: &ActionSpec) {
+        self.tell(|_| What::Made {
+            container,
+            action: spec.action.clone(),
+            revision: spec.revision.clone(),
+            slots: spec.concurrency,
+            memory_mb: spec.memory_mb,
+        });
     }
 
     /// Opens urgent intents on the containers worth least, until what they hold is enough. Whether enough room is on

@@ -53,6 +53,11 @@ pub(crate) struct AgentArgs {
     #[arg(long = "memory", value_name = "SIZE", value_parser = values::memory_mb)]
     pub(crate) memory_mb: Option<u64>,
 
+    /// File for the node's history: what it granted, ran, paused and removed, one JSON object a
+    /// line, to be judged by the protocol's invariants
+    #[arg(long, value_name = "FILE")]
+    pub(crate) history: Option<PathBuf>,
+
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE", env = "EMBERMESH_CONFIG")]
     pub(crate) config: Option<PathBuf>,

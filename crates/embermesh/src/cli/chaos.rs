@@ -11,7 +11,22 @@ pub(crate) enum ChaosCommand {
     /// Make something go wrong at a node, or show and heal what was made to
     #[command(after_help = INJECT_EXAMPLES)]
     Inject(InjectArgs),
+
+    /// Judge histories that agents wrote with --history by the protocol's invariants
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check {
+        /// Histories of nodes of one mesh, all on one host: what crosses nodes is judged by their clocks
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<std::path::PathBuf>,
+    },
 }
+
+const CHECK_EXAMPLES: &str = "\
+Exits 1 and names the invariant, with what happened before, when one does not hold.
+
+Example:
+  embermesh agent --node-id n1 --data-dir ./n1 --history n1.history
+  embermesh chaos check n1.history n2.history";
 
 const INJECT_EXAMPLES: &str = "\
 Only agents that were started with --enable-fault-injection take faults. A link's faults concern what this

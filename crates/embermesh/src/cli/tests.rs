@@ -52,11 +52,12 @@ fn an_agent_without_options_leaves_all_of_them_to_its_configuration() {
         insecure,
         enable_fault_injection,
         until_stdin_closes,
+        history,
         log_format,
     } = agent;
     assert!(node_id.is_none() && data_dir.is_none() && mesh.is_none() && api.is_none() && join.is_empty());
     assert!(advertise.is_none() && engine.is_none() && memory_mb.is_none() && config.is_none());
-    assert!(cluster.is_none() && !insecure && !until_stdin_closes && log_format.is_none());
+    assert!(history.is_none() && cluster.is_none() && !insecure && !until_stdin_closes && log_format.is_none());
     assert!(!enable_fault_injection);
 }
 

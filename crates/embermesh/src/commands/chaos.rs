@@ -16,8 +16,10 @@ use crate::output::{Output, human_duration, table};
 const PATH: &str = "/mesh/v1/faults";
 
 pub(super) async fn run(client: &Client, command: ChaosCommand, output: &mut Output<'_>) -> Result<Exit, CommandError> {
-    let ChaosCommand::Inject(args) = command;
-    inject(client, args, output).await
+    match command {
+        ChaosCommand::Inject(args) => inject(client, args, output).await,
+        ChaosCommand::Check { files } => super::check::run(&files, output),
+    }
 }
 
 async fn inject(client: &Client, args: InjectArgs, output: &mut Output<'_>) -> Result<Exit, CommandError> {

@@ -4,6 +4,7 @@
 mod action;
 mod activation;
 mod chaos;
+mod check;
 mod code;
 mod error;
 mod intent;

@@ -48,6 +48,9 @@ pub struct NodeSection {
     pub cluster: String,
     /// Where the node stands, as other nodes are told. Default empty.
     pub zone: String,
+    /// A file for the node's history, to be judged by the protocol's invariants. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history: Option<PathBuf>,
 }
 
 /// Where it listens.
@@ -233,7 +236,13 @@ impl EngineSection {
 
 impl Default for NodeSection {
     fn default() -> Self {
-        Self { id: String::new(), data_dir: PathBuf::new(), cluster: "embermesh".to_owned(), zone: String::new() }
+        Self {
+            id: String::new(),
+            data_dir: PathBuf::new(),
+            cluster: "embermesh".to_owned(),
+            zone: String::new(),
+            history: None,
+        }
     }
 }
 

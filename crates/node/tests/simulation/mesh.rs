@@ -204,6 +204,19 @@ impl Mesh {
         }
     }
 
+    /// What each node has told of itself keeps every invariant. Each by itself: simulated clocks have no wall.
+    fn judge(&self) {
+        for (name, host) in &self.hosts {
+            let path = host.config.node.history.clone().unwrap();
+            if path.exists() {
+                let judgement = embermesh_node::history::judge(&[path]).unwrap();
+                let violation = judgement.violation.map(|v| v.to_string()).unwrap_or_default();
+                assert!(violation.is_empty(), "seed {}: the history of {name}: {violation}", self.seed);
+                assert!(judgement.records > 0, "seed {}: {name} told nothing", self.seed);
+            }
+        }
+    }
+
     fn describe(&self) -> String {
         let mut text = format!("at {:?}\n", self.sim.elapsed());
         for name in self.running() {
@@ -222,6 +235,9 @@ impl Drop for Mesh {
     fn drop(&mut self) {
         for host in self.hosts.values() {
             host.running.lock().unwrap().take();
+        }
+        if !thread::panicking() {
+            self.judge();
         }
     }
 }
@@ -254,6 +270,7 @@ fn config(name: &str, first: &str, cluster: &str, address: SocketAddr, folder: &
             id: name.to_owned(),
             data_dir: folder.path().to_owned(),
             cluster: cluster.to_owned(),
+            history: Some(folder.path().join("history")),
             ..NodeSection::default()
         },
         listen: ListenSection {

@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use embermesh_core::history::{Glance, Judge, Record, Violation, What};
 use embermesh_core::input::RemoteEnd;
-use embermesh_core::output::{Advert, Attempt, IntentKind};
+use embermesh_core::output::{Advert, Attempt, Event as Noted, IntentEnd, IntentKind, ReserveAnswer, RunAnswer};
 use embermesh_core::policy::GreedyDual;
 use embermesh_core::time::{MS, SECOND};
 use embermesh_core::{
-    ActionHash, ActionSpec, ActivationId, Config, ContainerId, Epoch, Input, Node, NodeId, Output, RequestId, RunId,
-    Time,
+    ActionHash, ActionId, ActionSpec, ActivationId, Config, ContainerId, Epoch, Fence, Input, Node, NodeId, Output,
+    RequestId, RunId, Time,
 };
 
-use crate::engine::{Engine, EngineEvent};
-use crate::ledger::{End, Ledger};
-use crate::network::{Call, CallId, PeerRun, Reply};
-use crate::plan::{Fate, Op, Setting};
-use crate::setup::{ACTIONS, Stubborn, config, spec};
+use super::engine::{Engine, EngineEvent};
+use super::network::{Call, CallId, PeerRun, Reply};
+use super::plan::{Fate, Op, Setting};
+use super::setup::{ACTIONS, Stubborn, config, spec};
 
 pub(crate) struct World {
     pub(crate) now: u64,
@@ -29,11 +29,17 @@ pub(crate) struct World {
     /// Pairs that can't reach each other, and until when.
     pub(crate) cuts: Vec<(usize, usize, u64)>,
     pub(crate) bodies: BTreeMap<ActivationId, Body>,
-    pub(crate) ledger: Ledger,
-    pub(crate) violation: Option<String>,
+    /// Where each activation was accepted.
+    origins: BTreeMap<ActivationId, Origin>,
+    judge: Judge,
+    /// How often each thing happened.
+    pub(crate) seen: BTreeMap<&'static str, u32>,
+    pub(crate) violation: Option<Violation>,
     pub(crate) config: Arc<Config>,
     stubborn: bool,
     revision: u64,
+    /// Requests of a peer from outside.
+    strange: u64,
 }
 
 /// A machine with one node on it, through all its lives.
@@ -45,8 +51,6 @@ pub(crate) struct Host {
     offset: u64,
     rate_ppm: i64,
     pub(crate) stalled_until: u64,
-    /// When it made its last step, by its clock.
-    pub(crate) last_step: Time,
     pub(crate) engine: Engine,
     pub(crate) registry: Vec<Arc<ActionSpec>>,
     pub(crate) adverts: BTreeMap<ActionHash, Advert>,
@@ -54,6 +58,13 @@ pub(crate) struct Host {
     /// Calls whose answer is to come, by request.
     pub(crate) parked: BTreeMap<RequestId, Vec<CallId>>,
     pub(crate) runs_for_peers: BTreeMap<RunId, PeerRun>,
+}
+
+/// Where an activation was accepted, and whether somebody still waits for it.
+struct Origin {
+    host: usize,
+    action: ActionId,
+    cancelled: bool,
 }
 
 /// What an activation carries, and what becomes of it in a container.
@@ -97,16 +108,6 @@ pub(crate) enum Event {
     },
 }
 
-/// One step of one node, as the checkers see it.
-pub(crate) struct Step {
-    pub(crate) host: usize,
-    pub(crate) now: Time,
-    pub(crate) input: Input,
-    /// The node before, with all timers due fired, where a check needs it.
-    pub(crate) before: Option<Node>,
-    pub(crate) outputs: Vec<Output>,
-}
-
 impl World {
     pub(crate) fn new(setting: &Setting) -> Self {
         let registry: Vec<_> = (0..ACTIONS).map(|n| spec(n, 1)).collect();
@@ -118,7 +119,6 @@ impl World {
                 offset: (n as u64 + 1) * 777 * SECOND,
                 rate_ppm: setting.rates[n % setting.rates.len()],
                 stalled_until: 0,
-                last_step: Time::default(),
                 engine: Engine::default(),
                 registry: registry.clone(),
                 adverts: BTreeMap::new(),
@@ -137,11 +137,14 @@ impl World {
             calls: BTreeMap::new(),
             cuts: Vec::new(),
             bodies: BTreeMap::new(),
-            ledger: Ledger::default(),
+            origins: BTreeMap::new(),
+            judge: Judge::with_story(),
+            seen: BTreeMap::new(),
             violation: None,
             config: Arc::new(config(setting)),
             stubborn: setting.stubborn,
             revision: 1,
+            strange: 0,
         };
         for host in 0..setting.nodes {
             world.up(host);
@@ -161,9 +164,14 @@ impl World {
                 self.invoke(node % nodes, action, large, service_ms * MS, fate);
             }
             Op::Cancel { nth } => {
-                let open: Vec<_> = self.ledger.open_activations().collect();
+                let known = |(id, host): &(ActivationId, usize)| {
+                    self.hosts[*host].node.as_ref().is_some_and(|node| node.knows_activation(*id))
+                };
+                let open: Vec<_> = self.origins.iter().map(|(id, origin)| (*id, origin.host)).filter(known).collect();
                 if let Some((id, host)) = open.get(nth % open.len().max(1)).copied() {
-                    self.ledger.cancelled(id);
+                    if let Some(origin) = self.origins.get_mut(&id) {
+                        origin.cancelled = true;
+                    }
                     self.deliver(host, Input::InvokeCancelled { activation: id });
                 }
             }
@@ -213,6 +221,7 @@ impl World {
                     self.deliver(node, Input::ReleaseReceived { holder, holder_epoch, container, fence, keep: 0 });
                 }
             }
+            Op::Stranger { node, action } => self.stranger(node % nodes, action),
             Op::Update { node, action } => self.update(node % nodes, action),
             Op::Drain { node, force } => {
                 self.deliver(node % nodes, Input::DrainRequested { deadline_us: SECOND, force });
@@ -226,6 +235,9 @@ impl World {
         self.calm = true;
         self.cuts.clear();
         self.advance(16 * SECOND);
+        if let Err(violation) = self.judge.at_rest(&self.glance(None)) {
+            self.violated(violation);
+        }
     }
 
     pub(crate) fn advance(&mut self, by: u64) {
@@ -288,32 +300,97 @@ impl World {
         }
     }
 
-    /// One step of a node, looked at from all sides.
+    /// Gives a node an input.
     pub(crate) fn deliver(&mut self, host: usize, input: Input) {
         let now = self.clock(host);
         if self.violation.is_some() || self.hosts[host].stalled_until > self.now {
             return;
         }
-        let Some(node) = self.hosts[host].node.as_mut() else { return };
         let compared = matches!(input, Input::VetoReceived { .. } | Input::ReleaseReceived { .. });
         if compared {
-            let mut outputs = Vec::new();
-            node.handle(now, Input::Tick, &mut outputs);
-            self.took_step(Step { host, now, input: Input::Tick, before: None, outputs });
+            // What is due fires first, so that the step itself can be compared.
+            self.step(host, now, Input::Tick, false);
         }
+        self.step(host, now, input, compared);
+    }
+
+    /// One step of a node, looked at from all sides.
+    fn step(&mut self, host: usize, now: Time, input: Input, compared: bool) {
         let Some(node) = self.hosts[host].node.as_mut() else { return };
         let before = compared.then(|| node.clone());
         let mut outputs = Vec::new();
         node.handle(now, input.clone(), &mut outputs);
-        self.took_step(Step { host, now, input, before, outputs });
+        for output in &outputs {
+            if let Output::History(record) = output
+                && let Err(violation) = self.judge.observe(record)
+            {
+                return self.violated(violation);
+            }
+        }
+        if let Err(violation) = self.judge.look(&self.glance(before.as_ref().map(|node| (node, &input, host)))) {
+            return self.violated(violation);
+        }
+        self.count(&outputs);
+        self.carry_out(host, outputs);
     }
 
-    fn took_step(&mut self, step: Step) {
-        self.hosts[step.host].last_step = step.now;
-        self.note_step(&step);
-        self.check_step(&step);
-        self.carry_out(step.host, step.outputs);
-        self.check_states(step.host);
+    /// The action of an activation whose caller is still there.
+    pub(crate) fn wanted(&self, id: ActivationId) -> Option<&ActionId> {
+        self.origins.get(&id).filter(|origin| !origin.cancelled).map(|origin| &origin.action)
+    }
+
+    /// Sends of its body of which nothing was heard.
+    pub(crate) fn unsettled(&self, id: ActivationId) -> i32 {
+        self.judge.ledger().unsettled_sends(id)
+    }
+
+    fn glance<'a>(&'a self, step: Option<(&'a Node, &'a Input, usize)>) -> Glance<'a> {
+        let up = (0..self.hosts.len()).filter_map(|host| Some((self.hosts[host].node.as_ref()?, self.clock(host))));
+        let step = step.and_then(|(before, input, host)| Some((before, input, self.hosts[host].node.as_ref()?)));
+        Glance { nodes: up.collect(), step }
+    }
+
+    /// What a container sees, which no step of its node tells.
+    pub(crate) fn tell(&mut self, host: usize, what: What) {
+        let here = &self.hosts[host];
+        let record = Record { at: self.clock(host), node: here.id.clone(), epoch: here.epoch, step: 0, what };
+        if let Err(violation) = self.judge.observe(&record) {
+            self.violated(violation);
+        }
+    }
+
+    /// Notes how often what happened, so that cases which prove nothing are found out.
+    fn count(&mut self, outputs: &[Output]) {
+        for output in outputs {
+            let what = match output {
+                Output::AnswerReserve { answer: ReserveAnswer::Granted { run, first, .. }, .. } => match (run, first) {
+                    (_, false) => "the same grant again",
+                    (Some(_), _) => "grant with a run",
+                    (None, _) => "grant",
+                },
+                Output::AnswerReserve { .. } => "denied",
+                Output::AnswerRun { answer: RunAnswer::Accepted { .. }, .. } => "run on a held lease",
+                Output::AnswerRun { answer: RunAnswer::Refused(_), .. } => "run refused",
+                Output::Event(Noted::LeaseExpired { .. }) => "lease expired",
+                Output::Event(Noted::LeaseReleased { .. }) => "lease released",
+                Output::Event(Noted::VetoCounted { .. }) => "veto counted",
+                Output::Event(Noted::VetoIgnored { .. }) => "veto ignored",
+                Output::Event(Noted::Evicting { .. }) => "urgent",
+                Output::Event(Noted::IntentClosed { end, .. }) => match end {
+                    IntentEnd::Committed => "round Committed",
+                    IntentEnd::Vetoed { .. } => "round Vetoed",
+                    IntentEnd::Used => "round Used",
+                    IntentEnd::Late => "round Late",
+                    IntentEnd::Overtaken => "round Overtaken",
+                },
+                _ => continue,
+            };
+            self.note(what);
+        }
+    }
+
+    pub(crate) fn note(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_insert(0) += 1;
     }
 
     fn invoke(&mut self, host: usize, action: usize, large: bool, service_us: u64, fate: Fate) {
@@ -324,7 +401,7 @@ impl World {
         let id = ActivationId(self.bodies.len() as u128 + 1);
         self.bodies.insert(id, Body { service_us, fate, tries: 0 });
         let spec = self.hosts[host].registry[action].clone();
-        self.ledger.invoked(id, host, &spec);
+        self.origins.insert(id, Origin { host, action: spec.action.clone(), cancelled: false });
         let body_bytes = if large { 2_000 } else { 100 };
         self.deliver(host, Input::InvokeRequested { activation: id, spec, body_bytes, attempt: 0, journaled: false });
     }
@@ -333,7 +410,7 @@ impl World {
         if self.hosts[host].node.take().is_none() {
             return;
         }
-        self.ledger.note("restart");
+        self.note("restart");
         let here = &mut self.hosts[host];
         here.engine = Engine::default();
         here.adverts.clear();
@@ -341,7 +418,6 @@ impl World {
         here.parked.clear();
         here.runs_for_peers.clear();
         here.stalled_until = 0;
-        self.ledger.origin_gone(host);
         self.break_calls_to(host);
         self.after(down_us, Event::Up { host });
     }
@@ -350,13 +426,55 @@ impl World {
         let seed = self.below(u64::MAX);
         let here = &mut self.hosts[host];
         here.epoch = Epoch(here.epoch.0 + 1);
-        let mut node = Node::new(here.id.clone(), here.epoch, self.config.clone(), seed);
+        let mut node = Node::new(here.id.clone(), here.epoch, self.config.clone(), seed).with_history();
+        here.epoch = node.epoch();
         if self.stubborn {
             node = node.with_policies(Arc::new(Stubborn), Arc::new(GreedyDual));
         }
         here.node = Some(node);
         here.stalled_until = 0;
-        self.ledger.life_began(host);
+    }
+
+    /// Its leases expire like all others.
+    fn stranger(&mut self, host: usize, action: usize) {
+        self.strange += 2;
+        let number = self.strange;
+        let holder = NodeId::new("stranger");
+        let request = |number| RequestId { holder: NodeId::new("stranger"), epoch: Epoch(1), number };
+        let spec = self.hosts[host].registry[action].clone();
+        let owner_epoch = self.hosts[host].epoch;
+        let reserve = Input::ReserveReceived {
+            request: request(number),
+            owner_epoch,
+            open_from: number,
+            action: spec.action.clone(),
+            revision: spec.revision.clone(),
+            spec: Some(spec.clone()),
+            slots: 1,
+            wait_us: 0,
+            start: false,
+            run: None,
+        };
+        self.deliver(host, reserve);
+        let mut granted = self.hosts[host].node.iter().flat_map(Node::granted_leases);
+        let Some(lease) = granted.find(|l| l.holder == holder && l.action == spec.action) else { return };
+        drop(granted);
+        let fence = Fence { counter: lease.fence.counter + 1_000, ..lease.fence };
+        let activation = ActivationId(u128::MAX - u128::from(number));
+        let run = Input::RunReceived {
+            request: request(number + 1),
+            owner_epoch,
+            open_from: number + 1,
+            container: lease.container.clone(),
+            fence,
+            action: spec.action.clone(),
+            revision: spec.revision.clone(),
+            keep: 1,
+            attempt: Attempt { activation, attempt: 0 },
+        };
+        self.deliver(host, run);
+        let (container, holder_epoch) = (lease.container, Epoch(1));
+        self.deliver(host, Input::ReleaseReceived { holder, holder_epoch, container, fence, keep: 0 });
     }
 
     fn update(&mut self, host: usize, action: usize) {
@@ -446,16 +564,12 @@ impl World {
         drawn && !self.calm
     }
 
-    pub(crate) fn violate(&mut self, name: &str, what: String) {
-        if self.violation.is_none() {
-            self.violation = Some(format!("{name} at {} ms: {what}", self.now / MS));
-        }
+    fn violate(&mut self, invariant: &'static str, what: String) {
+        self.violated(Violation { invariant, what, story: Vec::new() });
     }
 
-    pub(crate) fn ended(&mut self, id: ActivationId, end: End) {
-        if let Err(what) = self.ledger.end(id, end) {
-            self.violate("A4_every_request_answered", what);
-        }
+    fn violated(&mut self, violation: Violation) {
+        self.violation.get_or_insert(violation);
     }
 
     /// The remote end of an activation, as its origin's driver takes it.
@@ -465,7 +579,7 @@ impl World {
         let before = knows(self);
         self.deliver(host, Input::RunAnswered { request, end });
         if before && matches!(end, RemoteEnd::Answered { .. }) && !knows(self) {
-            self.ended(attempt.activation, End::AnsweredByPeer);
+            self.note("answered by a peer");
         }
     }
 }

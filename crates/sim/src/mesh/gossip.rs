@@ -4,7 +4,7 @@ use embermesh_core::output::Advert;
 use embermesh_core::time::MS;
 use embermesh_core::{Epoch, Input};
 
-use crate::world::{Event, World};
+use super::world::{Event, World};
 
 /// Mean time between two exchanges of one pair.
 const INTERVAL: u64 = 60 * MS;

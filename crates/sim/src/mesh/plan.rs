@@ -2,39 +2,39 @@
 
 use proptest::prelude::*;
 
-use crate::setup::ACTIONS;
+use super::setup::ACTIONS;
 
 /// How the world of a case is set up.
 #[derive(Debug, Clone)]
-pub(crate) struct Setting {
+pub struct Setting {
     /// Feeds the network's and the engine's whims.
-    pub(crate) seed: u64,
-    pub(crate) nodes: usize,
+    pub seed: u64,
+    pub nodes: usize,
     /// Clock rates in parts per million off the true one, at most ρ either way; repeated over the nodes.
-    pub(crate) rates: [i64; 3],
+    pub rates: [i64; 3],
     /// The longest that an owner holds a Reserve.
-    pub(crate) wait_ms: u64,
+    pub wait_ms: u64,
     /// All object to every intent that they hear of.
-    pub(crate) stubborn: bool,
+    pub stubborn: bool,
     /// Nothing is lost, late or broken.
-    pub(crate) calm: bool,
+    pub calm: bool,
 }
 
 impl Setting {
-    pub(crate) fn calm(seed: u64) -> Self {
+    pub fn calm(seed: u64) -> Self {
         Self { seed, nodes: 3, rates: [0; 3], wait_ms: 1_000, stubborn: false, calm: true }
     }
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Plan {
-    pub(crate) setting: Setting,
-    pub(crate) ops: Vec<Op>,
+pub struct Plan {
+    pub setting: Setting,
+    pub ops: Vec<Op>,
 }
 
 /// How the body of an activation fares in a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
     Answer,
     /// Longer than the action's time-out.
     TooLong,
@@ -45,7 +45,7 @@ pub(crate) enum Fate {
 }
 
 #[derive(Debug, Clone)]
-pub(crate) enum Op {
+pub enum Op {
     Invoke {
         node: usize,
         action: usize,
@@ -112,6 +112,11 @@ pub(crate) enum Op {
         from: usize,
         node: usize,
     },
+    /// A peer from outside takes a lease, then runs and releases with a fence that was never granted.
+    Stranger {
+        node: usize,
+        action: usize,
+    },
     Update {
         node: usize,
         action: usize,
@@ -122,12 +127,12 @@ pub(crate) enum Op {
     },
 }
 
-pub(crate) fn config() -> ProptestConfig {
+pub fn config() -> ProptestConfig {
     let cases = if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default().cases } else { 256 };
     ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 4_000, ..ProptestConfig::default() }
 }
 
-pub(crate) fn plans() -> impl Strategy<Value = Plan> {
+pub fn plans() -> impl Strategy<Value = Plan> {
     let rate = prop_oneof![Just(-10_000), Just(0), Just(10_000), -10_000..=10_000i64];
     let nodes = prop_oneof![4 => Just(3usize), 1 => Just(4usize)];
     let setting = (any::<u64>(), nodes, [rate.clone(), rate.clone(), rate], prop::bool::weighted(0.2))
@@ -163,6 +168,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(from, node, nth, how)| Op::VetoAstray { from, node, nth, how }),
         1 => (node.clone(), nth).prop_map(|(node, nth)| Op::Release { node, nth }),
         1 => (node.clone(), node.clone()).prop_map(|(from, node)| Op::ReleaseAstray { from, node }),
+        1 => (node.clone(), 0..ACTIONS).prop_map(|(node, action)| Op::Stranger { node, action }),
         1 => (node.clone(), 0..ACTIONS).prop_map(|(node, action)| Op::Update { node, action }),
         1 => (node, any::<bool>()).prop_map(|(node, force)| Op::Drain { node, force }),
     ]

@@ -6,7 +6,7 @@ use embermesh_core::policy::{VetoPolicy, VetoView};
 use embermesh_core::time::{MS, SECOND};
 use embermesh_core::{ActionId, ActionSpec, Config, NodeId, Revision};
 
-use crate::plan::Setting;
+use super::plan::Setting;
 
 /// A policy that objects to everything for as long as it may.
 #[derive(Debug)]

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use embermesh_core::history::What;
 use embermesh_core::input::{RunEnd, StartFailure};
 use embermesh_core::output::Attempt;
 use embermesh_core::time::MS;
-use embermesh_core::{ActionId, Input, Revision, RunId};
+use embermesh_core::{Input, RunId};
 
-use crate::plan::Fate;
-use crate::world::{Event, World};
+use super::plan::Fate;
+use super::world::{Event, World};
 
 #[derive(Default)]
 pub(crate) struct Engine {
@@ -17,10 +18,6 @@ pub(crate) struct Engine {
 
 /// One container.
 pub(crate) struct Box {
-    pub(crate) action: ActionId,
-    pub(crate) revision: Revision,
-    pub(crate) slots: u32,
-    pub(crate) memory_mb: u64,
     pub(crate) up: bool,
     pub(crate) dead: bool,
     /// Runs begun in it and neither answered nor ended with it.
@@ -28,7 +25,6 @@ pub(crate) struct Box {
 }
 
 pub(crate) struct Inside {
-    attempt: Attempt,
     pub(crate) over_time: bool,
 }
 
@@ -65,7 +61,6 @@ pub(crate) enum EngineEvent {
         container: u64,
         run: RunId,
         end: RunEnd,
-        attempt: Attempt,
     },
 }
 
@@ -75,20 +70,10 @@ impl World {
         self.after(delay, Event::Engine { host, epoch, event });
     }
 
-    pub(crate) fn engine_start(&mut self, host: usize, container: u64, action: ActionId, revision: Revision) {
-        let spec = self.hosts[host].registry.iter().find(|s| s.action == action).cloned();
-        let Some(spec) = spec else { return };
-        let made = Box {
-            action,
-            revision,
-            slots: spec.concurrency,
-            memory_mb: spec.memory_mb,
-            up: false,
-            dead: false,
-            runs: BTreeMap::new(),
-        };
+    pub(crate) fn engine_start(&mut self, host: usize, container: u64) {
+        let made = Box { up: false, dead: false, runs: BTreeMap::new() };
         self.hosts[host].engine.boxes.insert(container, made);
-        self.ledger.note("start");
+        self.note("start");
         let delay = 5 * MS + self.below(40 * MS);
         let fails = self.chance(40);
         let event = if fails {
@@ -114,7 +99,7 @@ impl World {
         self.engine_after(host, delay, EngineEvent::Removed(container));
     }
 
-    pub(crate) fn start_run(&mut self, host: usize, container: u64, run: RunId, attempt: Attempt, local: bool) {
+    pub(crate) fn start_run(&mut self, host: usize, container: u64, run: RunId, attempt: Attempt) {
         let Some(body) = self.bodies.get_mut(&attempt.activation) else { return };
         body.tries += 1;
         let (service_us, fate, tries) = (body.service_us, body.fate, body.tries);
@@ -122,18 +107,12 @@ impl World {
         let there = self.hosts[host].engine.boxes.get_mut(&container).filter(|b| b.up && !b.dead);
         let unwilling = fate == Fate::NeverStartsOnce && tries == 1;
         let Some(there) = there.filter(|_| !unwilling) else {
-            self.ledger.note("never started");
+            self.note("never started");
             let delay = self.below(3 * MS);
-            return self.engine_after(
-                host,
-                delay,
-                EngineEvent::Ends { container, run, end: RunEnd::NeverStarted, attempt },
-            );
+            return self.engine_after(host, delay, EngineEvent::Ends { container, run, end: RunEnd::NeverStarted });
         };
-        there.runs.insert(run, Inside { attempt, over_time: false });
-        if let Err(what) = self.ledger.begins(attempt, local) {
-            self.violate("A1_started_at_most_once", what);
-        }
+        there.runs.insert(run, Inside { over_time: false });
+        self.tell(host, What::Entered { container, run });
         let event = match fate {
             Fate::TooLong => EngineEvent::OverTime { container, run },
             Fate::Lost => EngineEvent::Breaks { container, run },
@@ -148,7 +127,7 @@ impl World {
         let boxes = &mut self.hosts[host].engine.boxes;
         let up: Vec<u64> = boxes.iter().filter(|(_, b)| b.up && !b.dead).map(|(n, _)| *n).collect();
         let Some(number) = up.get(nth % up.len().max(1)).copied() else { return };
-        self.ledger.note("container died");
+        self.note("container died");
         self.die(host, number);
         let delay = self.below(10 * MS);
         self.engine_after(host, delay, EngineEvent::Died(number));
@@ -158,10 +137,10 @@ impl World {
         let Some(there) = self.hosts[host].engine.boxes.get_mut(&container) else { return };
         there.dead = true;
         for (run, inside) in std::mem::take(&mut there.runs) {
+            self.tell(host, What::Left { container, run });
             if !inside.over_time {
                 let delay = self.below(10 * MS);
-                let attempt = inside.attempt;
-                self.engine_after(host, delay, EngineEvent::Ends { container, run, end: RunEnd::Lost, attempt });
+                self.engine_after(host, delay, EngineEvent::Ends { container, run, end: RunEnd::Lost });
             }
         }
     }
@@ -189,30 +168,31 @@ impl World {
                 self.deliver(host, Input::ContainerFailed { container, failure });
             }
             EngineEvent::Paused { container, ok } => {
-                self.ledger.engine_done(host, container);
                 self.deliver(host, Input::PauseEnded { container, ok });
             }
             EngineEvent::Resumed { container, ok } => self.deliver(host, Input::ResumeEnded { container, ok }),
             EngineEvent::Removed(container) => {
                 self.die(host, container);
                 self.hosts[host].engine.boxes.remove(&container);
-                self.ledger.engine_done(host, container);
                 self.deliver(host, Input::RemoveEnded { container });
             }
             EngineEvent::Died(container) => self.deliver(host, Input::ContainerDied { container }),
             EngineEvent::Answers { container, run } => {
                 let there = self.hosts[host].engine.boxes.get_mut(&container);
-                let Some(inside) = there.and_then(|b| b.runs.remove(&run)) else { return };
-                let (end, attempt) = (RunEnd::Answered, inside.attempt);
+                if there.and_then(|b| b.runs.remove(&run)).is_none() {
+                    return;
+                }
+                let end = RunEnd::Answered;
+                self.tell(host, What::Left { container, run });
                 let delay = self.below(5 * MS);
-                self.engine_after(host, delay, EngineEvent::Ends { container, run, end, attempt });
+                self.engine_after(host, delay, EngineEvent::Ends { container, run, end });
             }
             EngineEvent::OverTime { container, run } => {
-                self.ledger.note("over its time-out");
+                self.note("over its time-out");
                 self.given_up(host, container, run, RunEnd::TimedOut);
             }
             EngineEvent::Breaks { container, run } => self.given_up(host, container, run, RunEnd::Lost),
-            EngineEvent::Ends { container, run, end, attempt } => self.run_ends(host, container, run, end, attempt),
+            EngineEvent::Ends { container, run, end } => self.run_ends(host, container, run, end),
         }
     }
 
@@ -221,7 +201,6 @@ impl World {
         let there = self.hosts[host].engine.boxes.get_mut(&container);
         let Some(inside) = there.and_then(|b| b.runs.get_mut(&run)) else { return };
         inside.over_time = true;
-        let attempt = inside.attempt;
-        self.run_ends(host, container, run, end, attempt);
+        self.run_ends(host, container, run, end);
     }
 }

@@ -1,0 +1,100 @@
+//! Reads a history record by record and says which invariant does not hold, and the story of it.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use super::{INVARIANTS, Ledger, Record};
+use crate::input::Input;
+use crate::node::Node;
+use crate::time::Time;
+
+/// Records of the recent past that may be told with a violation.
+const LONGEST_STORY: usize = 40;
+
+/// An invariant that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Violation {
+    /// Its name in docs/protocol.md.
+    pub invariant: &'static str,
+    pub what: String,
+    /// What happened last, oldest first; empty unless the judge keeps stories.
+    pub story: Vec<Record>,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.what)?;
+        for record in &self.story {
+            write!(f, "\n  {record}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {} (epoch {}, step {}): {:?}", self.at, self.node, self.epoch.0, self.step, self.what)
+    }
+}
+
+/// The nodes at one moment, where they are at hand.
+#[derive(Debug)]
+pub struct Glance<'a> {
+    /// Each with what its clock shows.
+    pub nodes: Vec<(&'a Node, Time)>,
+    /// The step just made: the node before it, with all that was due fired, what it was given, and the node after.
+    pub step: Option<(&'a Node, &'a Input, &'a Node)>,
+}
+
+/// Judges one history of one mesh, in the order in which it happened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Judge {
+    ledger: Ledger,
+    tells: bool,
+    story: VecDeque<Record>,
+}
+
+impl Judge {
+    /// One that tells with a violation what happened before it.
+    pub fn with_story() -> Self {
+        Self { tells: true, ..Self::default() }
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    pub fn observe(&mut self, record: &Record) -> Result<(), Violation> {
+        if self.tells {
+            if self.story.len() >= LONGEST_STORY {
+                self.story.pop_front();
+            }
+            self.story.push_back(record.clone());
+        }
+        for invariant in INVARIANTS {
+            (invariant.observe)(&self.ledger, record).map_err(|what| self.violation(invariant.name, what))?;
+        }
+        self.ledger.apply(record);
+        Ok(())
+    }
+
+    /// Looks at the nodes themselves.
+    pub fn look(&self, glance: &Glance<'_>) -> Result<(), Violation> {
+        for invariant in INVARIANTS {
+            (invariant.look)(&self.ledger, glance).map_err(|what| self.violation(invariant.name, what))?;
+        }
+        Ok(())
+    }
+
+    /// Nothing new was asked for long enough, and all nodes are up: what should be over must be.
+    pub fn at_rest(&self, glance: &Glance<'_>) -> Result<(), Violation> {
+        for invariant in INVARIANTS {
+            (invariant.at_rest)(&self.ledger, glance).map_err(|what| self.violation(invariant.name, what))?;
+        }
+        Ok(())
+    }
+
+    fn violation(&self, invariant: &'static str, what: String) -> Violation {
+        Violation { invariant, what, story: self.story.iter().cloned().collect() }
+    }
+}

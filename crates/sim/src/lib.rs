@@ -1,0 +1,12 @@
+//! Proofs of the protocol, over production code and never a copy of it. What must hold is judged by the invariants of
+//! [`embermesh_core::history`], the same ones everywhere.
+//!
+//! | room | what lives there |
+//! | --- | --- |
+//! | [`mesh`] | nodes over a network that loses, repeats, delays and reorders: seeded cases |
+//! | [`model`] | a few nodes, and all that can become of them: a checked model |
+//! | [`rules`] | fair shares and keepers, each by itself |
+
+pub mod mesh;
+pub mod model;
+pub mod rules;

@@ -1,0 +1,397 @@
+//! One state of the model, and what makes two of them the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use embermesh_core::estimates::Estimates;
+use embermesh_core::history::{Glance, Judge, Record, Violation, What};
+use embermesh_core::output::{Advert, IntentEnd, Output, RunAnswer, RunRefusal};
+use embermesh_core::policy::{GreedyDual, VetoPolicy, VetoView};
+use embermesh_core::{ActionHash, ActionSpec, Epoch, Input, Node, NodeId, RequestId, RunId, Time};
+
+use super::network::{Flying, PeerRun};
+use super::setting::{Delays, Faults, Seen, Setting};
+
+/// Where true time begins: long after the moment zero, which stands for never.
+const BEGINNING: u64 = 1_000_000_000;
+/// A state that is not at rest by then never will be.
+const HORIZON: u64 = BEGINNING + 20_000_000;
+/// Older than this is all the same: no number of the configuration is as large.
+const LONG_AGO: i128 = 16_000;
+
+#[derive(Debug, Clone)]
+pub struct State {
+    pub(super) now: u64,
+    pub(super) hosts: Vec<Host>,
+    pub(super) flying: Vec<Flying>,
+    pub(super) faults: Faults,
+    pub(super) invokes: [u8; 3],
+    pub(super) invoked: u8,
+    pub(super) large: bool,
+    pub(super) slow_gossip: bool,
+    pub(super) delays: Delays,
+    pub(super) specs: Vec<Arc<ActionSpec>>,
+    judge: Judge,
+    violation: Option<Violation>,
+    /// What the last move reached.
+    seen: u32,
+}
+
+/// A machine with one node on it, through all its lives.
+#[derive(Debug, Clone)]
+pub(super) struct Host {
+    pub(super) id: NodeId,
+    pub(super) epoch: Epoch,
+    /// None while it is down.
+    pub(super) node: Option<Node>,
+    rate_ppm: i64,
+    blank: Blank,
+    /// Calls of the engine that have not ended, with how many deadlines have passed since.
+    pub(super) ops: BTreeMap<(u64, Op), u8>,
+    /// Calls of peers whose answer is to come.
+    pub(super) parked: BTreeSet<RequestId>,
+    pub(super) runs: BTreeMap<RunId, PeerRun>,
+    pub(super) shows: BTreeMap<ActionHash, Advert>,
+    /// What gossip has shown it of each other host.
+    pub(super) sees: BTreeMap<usize, Facts>,
+}
+
+impl Host {
+    pub(super) fn capacity_mb(&self) -> u64 {
+        self.blank.config.memory_mb
+    }
+}
+
+/// What a host says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Facts {
+    pub(super) epoch: Epoch,
+    pub(super) up: bool,
+    pub(super) room_mb: u64,
+    pub(super) adverts: BTreeMap<ActionHash, Advert>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Op {
+    Start,
+    Pause,
+    Resume,
+    Remove,
+    Run(RunId),
+}
+
+/// What each life of a node begins with.
+#[derive(Debug, Clone)]
+struct Blank {
+    config: Arc<embermesh_core::Config>,
+    stubborn: bool,
+}
+
+/// Objects to everything for as long as it may.
+#[derive(Debug)]
+struct Stubborn;
+
+impl VetoPolicy for Stubborn {
+    fn hold(&self, view: &VetoView) -> Option<u64> {
+        Some(view.max_hold_us)
+    }
+}
+
+impl State {
+    /// All nodes are up and know each other, and each container is warm and was used once.
+    pub(super) fn first(setting: &Setting) -> Self {
+        let host = |n: usize| Host {
+            id: NodeId::new(["n0", "n1", "n2"][n]),
+            epoch: Epoch(1),
+            node: None,
+            rate_ppm: setting.rates[n],
+            blank: Blank { config: Arc::new(setting.config(n)), stubborn: setting.stubborn && n > 0 },
+            ops: BTreeMap::new(),
+            parked: BTreeSet::new(),
+            runs: BTreeMap::new(),
+            shows: BTreeMap::new(),
+            sees: BTreeMap::new(),
+        };
+        let mut state = Self {
+            now: BEGINNING,
+            hosts: (0..setting.nodes).map(host).collect(),
+            flying: Vec::new(),
+            faults: setting.faults,
+            invokes: [0; 3],
+            invoked: 0,
+            large: setting.large,
+            slow_gossip: setting.slow_gossip,
+            delays: setting.delays,
+            specs: (0..setting.containers).map(|n| setting.spec(n)).collect(),
+            judge: Judge::default(),
+            violation: None,
+            seen: 0,
+        };
+        for n in 0..setting.nodes {
+            state.up(n);
+        }
+        for action in 0..setting.containers {
+            state.invokes = [1, 0, 0];
+            state.invoke(0, action);
+            while let Some((container, op)) = state.hosts[0].ops.keys().next().copied() {
+                state.engine(0, container, op, embermesh_core::input::RunEnd::Answered);
+            }
+        }
+        for to in 0..setting.nodes {
+            for from in (0..setting.nodes).filter(|from| *from != to) {
+                state.pull(to, from);
+            }
+        }
+        state.invokes = setting.invokes;
+        state.seen = 0;
+        state
+    }
+
+    pub(super) fn up(&mut self, host: usize) {
+        let here = &mut self.hosts[host];
+        here.epoch = Epoch(here.epoch.0 + 1);
+        let mut node = Node::new(here.id.clone(), here.epoch, here.blank.config.clone(), 7)
+            .with_estimates(Estimates::frozen().assuming_start("image", 1_500))
+            .with_history();
+        if here.blank.stubborn {
+            node = node.with_policies(Arc::new(Stubborn), Arc::new(GreedyDual));
+        }
+        here.epoch = node.epoch();
+        here.node = Some(node);
+        self.step(host, Input::Tick);
+    }
+
+    /// One step of a node, looked at from all sides.
+    pub(super) fn step(&mut self, host: usize, input: Input) {
+        let compared = matches!(input, Input::VetoReceived { .. } | Input::ReleaseReceived { .. });
+        if compared {
+            // What is due fires first, so that the step itself can be compared.
+            self.step(host, Input::Tick);
+        }
+        let clock = self.clock(host);
+        let Some(node) = self.hosts[host].node.as_mut().filter(|_| self.violation.is_none()) else { return };
+        let before = compared.then(|| node.clone());
+        let mut outputs = Vec::new();
+        let handled = catch_unwind(AssertUnwindSafe(|| node.handle(clock, input.clone(), &mut outputs)));
+        if let Err(panic) = handled {
+            let what = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "it panicked".to_owned());
+            return self.violated("the core's own assertions", what);
+        }
+        for output in &outputs {
+            if let Output::History(record) = output {
+                self.note_record(&record.what);
+                if let Err(violation) = self.judge.observe(record) {
+                    self.violation = Some(violation);
+                    return;
+                }
+            }
+            self.note_output(output);
+        }
+        let step = before.as_ref().and_then(|before| Some((before, &input, self.hosts[host].node.as_ref()?)));
+        if let Err(violation) = self.judge.look(&self.glance(step)) {
+            self.violation = Some(violation);
+            return;
+        }
+        self.carry_out(host, outputs);
+    }
+
+    /// What a container sees, which no step of its node tells.
+    pub(super) fn tell(&mut self, host: usize, what: What) {
+        let here = &self.hosts[host];
+        let record = Record { at: self.clock(host), node: here.id.clone(), epoch: here.epoch, step: 0, what };
+        if let Err(violation) = self.judge.observe(&record) {
+            self.violation.get_or_insert(violation);
+        }
+    }
+
+    /// What does not hold here, if anything.
+    pub(super) fn verdict(&self) -> Option<Violation> {
+        if let Some(violation) = &self.violation {
+            return Some(violation.clone());
+        }
+        if self.now > HORIZON {
+            let what = "things go on for ever".to_owned();
+            return Some(Violation { invariant: "the mesh comes to rest", what, story: Vec::new() });
+        }
+        if self.is_quiet() { self.judge.at_rest(&self.glance(None)).err() } else { None }
+    }
+
+    /// Nothing is on its way and nobody waits for anything.
+    fn is_quiet(&self) -> bool {
+        let quiet =
+            |host: &Host| host.ops.is_empty() && host.node.as_ref().is_some_and(|node| node.next_deadline().is_none());
+        self.flying.is_empty() && self.hosts.iter().all(quiet) && self.pulls().next().is_none()
+    }
+
+    pub(super) fn violated(&mut self, invariant: &'static str, what: String) {
+        self.violation.get_or_insert(Violation { invariant, what, story: Vec::new() });
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.violation.is_some()
+    }
+
+    fn glance<'a>(&'a self, step: Option<(&'a Node, &'a Input, &'a Node)>) -> Glance<'a> {
+        let up = (0..self.hosts.len()).filter_map(|host| Some((self.hosts[host].node.as_ref()?, self.clock(host))));
+        Glance { nodes: up.collect(), step }
+    }
+
+    /// The host's clock now.
+    pub(super) fn clock(&self, host: usize) -> Time {
+        let gained = i128::from(self.now) * i128::from(self.hosts[host].rate_ppm) / 1_000_000;
+        Time((i128::from(self.now) + gained) as u64)
+    }
+
+    /// When the node's next deadline comes, by the true time.
+    pub(super) fn wake_at(&self, host: usize) -> Option<u64> {
+        let here = &self.hosts[host];
+        let deadline = i128::from(here.node.as_ref()?.next_deadline()?.0);
+        let rate = 1_000_000 + i128::from(here.rate_ppm);
+        let mut at = (deadline * 1_000_000 / rate) as u64;
+        let clock = |at: u64| i128::from(at) + i128::from(at) * i128::from(here.rate_ppm) / 1_000_000;
+        while clock(at) < deadline {
+            at += 1;
+        }
+        Some(at.max(self.now))
+    }
+
+    pub(super) fn reached(&mut self, what: Seen) {
+        self.seen |= what.bit();
+    }
+
+    pub(super) fn take_seen(&mut self) -> u32 {
+        std::mem::take(&mut self.seen)
+    }
+
+    fn note_record(&mut self, what: &What) {
+        let reached = match what {
+            What::Granted { request, .. } => {
+                let mut granted = self.hosts[0].node.iter().flat_map(Node::granted_leases);
+                let two = granted.any(|lease| lease.holder != request.holder);
+                drop(granted);
+                if two {
+                    self.reached(Seen::TwoHolders);
+                }
+                Seen::Grant
+            }
+            What::GrantRepeated { .. } => Seen::GrantRepeated,
+            What::RunBegan { lease: Some(lease), .. } if lease.renewed => Seen::Renewed,
+            What::RunJoined { .. } => Seen::RunJoined,
+            What::RunEnded { end: embermesh_core::input::RunEnd::NeverStarted, .. } => Seen::NotBegun,
+            What::Expired { container, .. } => {
+                let node = self.hosts[0].node.as_ref();
+                let there = node.and_then(|n| n.containers().find(|c| c.id.number == *container));
+                if there.is_some_and(|c| !c.container.runs().is_empty()) {
+                    self.reached(Seen::RunOutlivesLease);
+                }
+                Seen::Expired
+            }
+            What::Opened { last_word: true, .. } => Seen::LastWord,
+            What::Closed { end, .. } => match end {
+                IntentEnd::Committed => Seen::Committed,
+                IntentEnd::Vetoed { .. } => Seen::Vetoed,
+                IntentEnd::Used => Seen::GrantInWindow,
+                IntentEnd::Late => Seen::LateRound,
+                IntentEnd::Overtaken => return,
+            },
+            What::Gone { .. } => Seen::Removed,
+            _ => return,
+        };
+        self.reached(reached);
+    }
+
+    fn note_output(&mut self, output: &Output) {
+        let reached = match output {
+            Output::AnswerReserve { answer: embermesh_core::output::ReserveAnswer::Denied { denial, .. }, .. } => {
+                if *denial == embermesh_core::output::Denial::WrongEpoch {
+                    self.reached(Seen::OldEpochRefused);
+                }
+                Seen::Denied
+            }
+            Output::AnswerRun { answer: RunAnswer::Accepted { .. }, .. } => Seen::HeldRun,
+            Output::AnswerRun { answer: RunAnswer::Refused(refusal), .. } => match refusal {
+                RunRefusal::WrongEpoch => Seen::OldEpochRefused,
+                RunRefusal::UnknownLease | RunRefusal::UnknownContainer => Seen::FenceRefused,
+                _ => return,
+            },
+            Output::Indeterminate { .. } => Seen::Indeterminate,
+            _ => return,
+        };
+        self.reached(reached);
+    }
+}
+
+/// Two states are the same if the same can become of them: moments count relative to now.
+impl Hash for State {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for (n, host) in self.hosts.iter().enumerate() {
+            let mut relative = Relative { hasher: state, now: self.clock(n) };
+            host.node.hash(&mut relative);
+            host.epoch.hash(state);
+            host.ops.hash(state);
+            host.parked.hash(state);
+            host.runs.hash(state);
+            host.shows.hash(state);
+            host.sees.hash(state);
+        }
+        let mut relative = Relative { hasher: state, now: Time(self.now) };
+        self.judge.hash(&mut relative);
+        for flying in &self.flying {
+            (flying.key, flying.lag).hash(state);
+        }
+        self.faults.hash(state);
+        self.invokes.hash(state);
+        self.violation.is_some().hash(state);
+    }
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        use std::hash::DefaultHasher;
+        let hash = |state: &Self| {
+            let mut hasher = DefaultHasher::new();
+            state.hash(&mut hasher);
+            hasher.finish()
+        };
+        hash(self) == hash(other)
+    }
+}
+
+/// Takes moments relative to now; see `Hash` of [`Time`].
+struct Relative<'a, H> {
+    hasher: &'a mut H,
+    now: Time,
+}
+
+impl<H: Hasher> Hasher for Relative<'_, H> {
+    fn finish(&self) -> u64 {
+        self.hasher.finish()
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.hasher.write(bytes);
+    }
+
+    fn write_i128(&mut self, moment: i128) {
+        let away = moment - i128::from(self.now.0);
+        self.hasher.write_i64(away.clamp(-LONG_AGO, i128::from(i64::MAX)) as i64);
+    }
+
+    fn write_u8(&mut self, n: u8) {
+        self.hasher.write_u8(n);
+    }
+
+    fn write_u32(&mut self, n: u32) {
+        self.hasher.write_u32(n);
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.hasher.write_u64(n);
+    }
+
+    fn write_usize(&mut self, n: usize) {
+        self.hasher.write_usize(n);
+    }
+}
