@@ -23,8 +23,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Bugs that need something which is not here yet, or which no ring of this crate runs.
 const ELSEWHERE: [(&str, &str); 3] = [
-    ("202 before it is durable", "not yet: needs the journal"),
-    ("a removal forgotten by a restart", "not yet: nothing is adopted, containers end with their agent"),
+    ("202 before it is durable", "not planted: outside the core; crates/node/tests/journal crashes at each write"),
+    ("a removal forgotten by a restart", "not planted: the engine forgets nothing; cluster-tests/docker/adoption.rs"),
     ("an accepted run carried out twice", "not planted: outside the core, in the driver"),
 ];
 
