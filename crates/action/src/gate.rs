@@ -101,6 +101,17 @@ impl Gate {
         self.state().running
     }
 
+    /// The same, if runs are taken at all.
+    pub(crate) fn running_if_ready(&self) -> Result<u32, Refusal> {
+        let state = self.state();
+        match &state.phase {
+            Phase::Ready => Ok(state.running),
+            Phase::Fresh | Phase::Initialising => refuse(409, "the action is not initialised"),
+            Phase::Failed(reason) => refuse(409, format!("the action's initialisation failed: {reason}")),
+            Phase::Ended(reason) => refuse(409, ended(reason)),
+        }
+    }
+
     /// The most that were in progress at once.
     pub(crate) fn peak(&self) -> u32 {
         self.state().peak

@@ -36,7 +36,7 @@
 //!
 //! `POST /adopt` with the header `x-embermesh-epoch`: an agent takes the container over from an earlier life of its own.
 //! 200 `{"running": n}` tells how many runs are still in progress; from then on requests with a lower epoch are
-//! answered 409, and so is this one if a higher epoch was here before.
+//! answered 409, and so is this one if a higher epoch was here before, or no run would be taken.
 //!
 //! # Log lines
 //!

@@ -141,9 +141,14 @@ impl Server {
         if before > epoch {
             return outdated(epoch, before);
         }
+        // One that was never ready is of no use to anybody.
+        let running = match self.gate.running_if_ready() {
+            Ok(running) => running,
+            Err(refusal) => return refusal.into(),
+        };
         match self.target.adopt(epoch).await {
             Some(answer) => answer,
-            None => Answer::new(200, serde_json::json!({ "running": self.gate.running() }).to_string()),
+            None => Answer::new(200, serde_json::json!({ "running": running }).to_string()),
         }
     }
 

@@ -51,6 +51,8 @@ pub struct Container {
     pub fresh: Option<Served>,
     /// When its idle timer comes, so that there is one.
     pub idle_timer: Option<Time>,
+    /// It retires only to make place for the next life of its node.
+    pub stays: bool,
 }
 
 /// A right of a holder to `slots` slots, as its owner keeps it.
@@ -99,6 +101,7 @@ impl Container {
             rounds: Rounds::default(),
             fresh: None,
             idle_timer: None,
+            stays: false,
         }
     }
 

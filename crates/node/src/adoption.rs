@@ -3,8 +3,7 @@
 //! Which are taken over is the core's decision; here stands what the engine has to be asked for. A container that is
 //! taken over serves nothing before what an earlier life ran in it has ended, at most its action's time-out.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use embermesh_core::Input;
@@ -24,14 +23,10 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// Between two looks whether what an earlier life ran has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What the engine found, by the number that the core knows it by.
-#[derive(Debug, Default)]
-pub(crate) struct FoundTable(Mutex<HashMap<u64, Found>>);
-
-impl FoundTable {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Found>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// What becomes of a container that was found.
+enum Settled {
+    Adopt { found: Found, container: u64, entry: Arc<ActionEntry> },
+    Discard(Found),
 }
 
 impl Node {
@@ -47,34 +42,42 @@ impl Node {
         };
         let began = Instant::now();
         let count = found.len();
+        // The core hears of all of them before anything else is started: each takes its memory.
+        let settled: Vec<_> = found.into_iter().zip(0..).map(|(found, number)| self.settle(number, found)).collect();
         let node = self.clone();
         let settling = async move {
-            let each = found.into_iter().zip(0..).map(|(found, number)| node.clone().settle(number, found));
-            stream::iter(each).for_each_concurrent(PARALLEL, |settled| settled).await;
+            let each = settled.into_iter().map(|settled| node.clone().carry_out_settled(settled));
+            stream::iter(each).for_each_concurrent(PARALLEL, |done| done).await;
         };
         let settled = timeout(SETTLE, tokio::spawn(settling)).await.is_ok();
         tracing::info!(containers = count, took = ?began.elapsed(), settled, "containers of earlier lives were found");
     }
 
-    async fn settle(self, number: u64, found: Found) {
+    /// What becomes of one.
+    fn settle(&self, number: u64, found: Found) -> Settled {
         let entry = self.registry().get(&found.namespace, &found.action);
         let Some(entry) = entry.filter(|entry| entry.revision.to_string() == found.revision) else {
-            return self.discard(&found).await;
+            return Settled::Discard(found);
         };
-        self.found_table().lock().insert(number, found);
         let spec = self.specs().get(&entry);
         let adopt = self.tell_and_pick(Input::ContainerFound { found: number, spec }, |output| match output {
             Output::AdoptContainer { found, container } if *found == number => Some(*container),
             _ => None,
         });
-        // Otherwise the core has said that it goes: see `discard_found`.
-        if let Some(container) = adopt {
-            self.adopt(number, container, entry).await;
+        match adopt {
+            Some(container) => Settled::Adopt { found, container, entry },
+            None => Settled::Discard(found),
         }
     }
 
-    async fn adopt(self, number: u64, container: u64, entry: Arc<ActionEntry>) {
-        let Some(found) = self.found_table().lock().remove(&number) else { return };
+    async fn carry_out_settled(self, settled: Settled) {
+        match settled {
+            Settled::Adopt { found, container, entry } => self.adopt(found, container, entry).await,
+            Settled::Discard(found) => self.discard(&found).await,
+        }
+    }
+
+    async fn adopt(self, found: Found, container: u64, entry: Arc<ActionEntry>) {
         let spec = self.enlist(container, &entry);
         match self.engine().adopt(&found, spec).await {
             Ok(0) => self.adopted(container, &found),
@@ -100,7 +103,11 @@ impl Node {
                 return Err(EngineError::Refused(format!("{left} runs of an earlier life have not ended in time")));
             }
             sleep(LOOK_EVERY).await;
-            left = self.engine().runs_left(&id).await?;
+            left = match self.engine().runs_left(&id).await {
+                // A handler that computes may keep its runtime from answering.
+                Err(EngineError::Timeout(_)) => left,
+                told => told?,
+            };
         }
         Ok(())
     }
@@ -116,16 +123,10 @@ impl Node {
     }
 
     /// Ends one that is of no use.
-    pub(crate) fn discard_found(&self, number: u64) {
-        let Some(found) = self.found_table().lock().remove(&number) else { return };
-        let node = self.clone();
-        tokio::spawn(async move { node.discard(&found).await });
-    }
-
     async fn discard(&self, found: &Found) {
         tracing::info!(was = found.id, action = found.action, "a container of an earlier life is of no use and goes");
         if let Err(error) = self.engine().discard(found).await {
-            tracing::warn!(was = found.id, %error, "it could not be removed; the next start tries again");
+            tracing::warn!(was = found.id, %error, "it could not be removed yet");
         }
     }
 

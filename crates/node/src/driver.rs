@@ -234,8 +234,7 @@ impl Node {
                     self.spawn_start(container, action, revision);
                 }
                 // Taken by the step that found it.
-                Output::AdoptContainer { .. } => {}
-                Output::DiscardFound { found } => self.discard_found(found),
+                Output::AdoptContainer { .. } | Output::DiscardFound { .. } => {}
                 Output::PauseContainer { container } => self.spawn_pause(container),
                 Output::ResumeContainer { container } => self.spawn_resume(container),
                 Output::RemoveContainer { container } => self.spawn_remove(container),

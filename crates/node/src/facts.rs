@@ -148,7 +148,9 @@ impl Node {
     fn on_entry(&self, peer: NodeId, epoch: Epoch, key: &str, value: &str) -> Option<()> {
         if key.starts_with("a/") {
             let (hash, advert) = advert(value)?;
-            if let Some(gone) = self.slots().lock().replace(&peer, key, epoch, hash, advert == Advert::default()) {
+            // The lock is not held over the step: what that publishes takes it as well.
+            let gone = self.slots().lock().replace(&peer, key, epoch, hash, advert == Advert::default());
+            if let Some(gone) = gone {
                 self.tell(Input::AdvertReceived { peer: peer.clone(), epoch, hash: gone, advert: Advert::default() });
             }
             self.tell(Input::AdvertReceived { peer, epoch, hash, advert });

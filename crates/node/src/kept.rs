@@ -198,10 +198,8 @@ impl Node {
                 tell.send(promised).ok();
                 rest.await.ok();
             } else {
-                if handed.is_none() {
-                    // It may be on disk as one that has not begun: then it must not begin here.
-                    activation.keeping.state.store(GIVEN_UP, Ordering::Release);
-                }
+                // It may be on disk as it was a moment ago: then it must not go anywhere else from here.
+                activation.keeping.state.store(GIVEN_UP, Ordering::Release);
                 drop(HangUp { node, id: activation.id, rest: Some(rest) });
                 tell.send(promised).ok();
             }
@@ -215,6 +213,8 @@ impl Node {
         let keeping = &activation.keeping;
         match keeping.state.load(Ordering::Acquire) {
             PASSING => {}
+            // But for one more copy of a request that it has noted.
+            GIVEN_UP if keeping.handed().is_some_and(|before| before.is(&handed)) => {}
             GIVEN_UP => return Err(InvokeError::Cancelled),
             _ => {
                 if !keeping.handed().is_some_and(|before| before.is(&handed)) {
@@ -275,6 +275,10 @@ impl Node {
                 () = self.stopped() => return After::Gone(error),
             },
             _ => {
+                if activation.keeping.attempt() > 0 {
+                    // An earlier attempt may have run.
+                    return After::Ended(Box::new(Ended::indeterminate(activation, &error.to_string())));
+                }
                 let outcome = Outcome::failed(ActivationStatus::InternalError, &error.to_string());
                 return After::Ended(Box::new(Ended::without_run(activation, outcome)));
             }

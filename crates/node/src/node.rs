@@ -17,7 +17,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::adoption::FoundTable;
 use crate::claim::{self, Taken};
 use crate::clock::{Clock, wall_us};
 use crate::config::{LimitsSection, NodeConfig};
@@ -71,7 +70,6 @@ struct Inner {
     gossip: OnceLock<Gossip>,
     logbook: Arc<LogBook>,
     owned: OwnedTable,
-    found: FoundTable,
     runs_for_peers: RunsForPeers,
     specs: Specs,
     syncing: Syncing,
@@ -194,7 +192,6 @@ impl Node {
             gossip: OnceLock::new(),
             logbook: Arc::default(),
             owned: OwnedTable::default(),
-            found: FoundTable::default(),
             runs_for_peers: RunsForPeers::default(),
             specs: Specs::default(),
             syncing: Syncing::default(),
@@ -312,6 +309,10 @@ impl Node {
     pub async fn shutdown(&self) {
         self.0.journal.promise_no_more();
         self.0.stopping.store(true, Ordering::Relaxed);
+        if let Some(faults) = &self.0.faults {
+            // A node that ends waits for nothing that was made to fail.
+            faults.heal();
+        }
         let deadline = self.0.config.protocol.drain_deadline;
         let hands_over = self.0.engine.hands_over() && self.0.leaving.borrow().is_none();
         if hands_over {
@@ -479,10 +480,6 @@ impl Node {
 
     pub(crate) fn logbook(&self) -> &Arc<LogBook> {
         &self.0.logbook
-    }
-
-    pub(crate) fn found_table(&self) -> &FoundTable {
-        &self.0.found
     }
 
     pub(crate) fn owned(&self) -> &OwnedTable {

@@ -135,6 +135,10 @@ impl Node {
             for direction in [link.send, link.receive] {
                 direction.check().map_err(OperatorError::BadId)?;
             }
+            if link.receive.delay_ms > 0 || link.receive.duplicate > 0.0 {
+                let said = "`receive` takes `cut` and `loss`: what comes late or twice is its sender's `send`";
+                return Err(OperatorError::BadId(said.to_owned()));
+            }
             links.push((self.link_to(&link.peer)?, LinkFault { send: link.send, receive: link.receive }));
         }
         if let Some(ppm) = request.clock_drift_ppm.filter(|ppm| ppm.unsigned_abs() > MAX_DRIFT_PPM) {

@@ -56,7 +56,7 @@ pub(crate) struct Examples {
 #[derive(Debug, Default)]
 struct Bedroom {
     asleep: AtomicU32,
-    /// The most at once so far.
+    /// The most at once since nobody was.
     most: watch::Sender<u32>,
 }
 
@@ -93,7 +93,10 @@ impl Bedroom {
             () = tokio::time::sleep(time) => {}
             _ = most.wait_for(|most| until.is_some_and(|until| *most >= until)) => {}
         }
-        self.asleep.fetch_sub(1, Ordering::Relaxed);
+        if self.asleep.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // The next ones wait for one another anew.
+            self.most.send_replace(0);
+        }
     }
 }
 

@@ -269,6 +269,7 @@ mod tests {
             }
         });
         let server = Server::new(gate.clone(), lines, Box::new(HandlerTarget::new(handler, gate)));
+        assert_eq!(server.adopt(Some(4)).await.status, 409, "one that is not initialised is of no use");
         server.init_by(Some(5), Bytes::from_static(b"{}")).await;
         let running = tokio::spawn({
             let server = server.clone();

@@ -41,8 +41,7 @@ impl Node {
         let Some(name) = self.containers.get(&number).map(|c| c.action.clone()) else { return };
         self.note(Event::ContainerAdopted { container: number, action: name.clone() });
         if self.drain.is_some() || self.is_outdated(number) {
-            self.retire(number);
-            return self.end_if_retired(number);
+            return self.retire_or_keep(number);
         }
         self.arm_idle(number);
         self.resume_for_waiting(&name);

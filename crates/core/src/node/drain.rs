@@ -46,8 +46,7 @@ impl Node {
             self.touch(name);
         }
         for number in self.containers.keys().copied().collect::<Vec<_>>() {
-            self.retire(number);
-            self.end_if_retired(number);
+            self.retire_or_keep(number);
         }
         for key in self.held.keys().cloned().collect::<Vec<_>>() {
             self.on_recall(key.0, key.1.epoch, key.1);
@@ -80,6 +79,18 @@ impl Node {
         self.drain.is_some()
     }
 
+    /// What a drain does with a container that is up, or has come up.
+    pub(super) fn retire_or_keep(&mut self, number: u64) {
+        if self.hands_over() && !self.is_outdated(number) {
+            match self.containers.get_mut(&number) {
+                Some(container) if container.state() == Lifecycle::Paused => return self.overtake_intent(number),
+                Some(container) if container.state() == Lifecycle::Warm => container.stays = true,
+                _ => {}
+            }
+        }
+        self.retire(number);
+    }
+
     /// Whether idle containers stay for the next life of this node.
     pub(super) fn hands_over(&self) -> bool {
         self.drain.as_ref().is_some_and(|d| d.hand_over)
@@ -87,7 +98,9 @@ impl Node {
 
     /// Containers that stay for the next life of this node: nothing runs in them, and nothing will.
     pub fn handed_over(&self) -> Vec<u64> {
-        let stays = |c: &Container| c.state() == Lifecycle::Paused || (c.state() == Lifecycle::Retiring && c.unused());
+        let stays = |c: &Container| {
+            c.state() == Lifecycle::Paused || (c.state() == Lifecycle::Retiring && c.stays && c.unused())
+        };
         let hands_over = self.hands_over();
         self.containers.iter().filter(|(_, c)| hands_over && stays(c)).map(|(n, _)| *n).collect()
     }

@@ -34,7 +34,7 @@ impl Node {
         self.env.estimates.started(&image, cold_us);
         self.note(Event::ContainerWarm { container: number, action: name.clone(), cold_us });
         if outdated || self.drain.is_some() {
-            return self.retire(number);
+            return self.retire_or_keep(number);
         }
         self.arm_idle(number);
         self.touch(&name);
@@ -74,7 +74,7 @@ impl Node {
             self.note(Event::ContainerPaused { container: number, action: name.clone() });
             self.arm_idle(number);
             if self.drain.is_some() || self.is_outdated(number) {
-                return self.retire(number);
+                return self.retire_or_keep(number);
             }
             self.resume_for_waiting(&name);
             self.touch(&name);
@@ -95,7 +95,7 @@ impl Node {
             let name = container.action.clone();
             self.note(Event::ContainerResumed { container: number, action: name.clone() });
             if self.drain.is_some() || self.is_outdated(number) {
-                return self.retire(number);
+                return self.retire_or_keep(number);
             }
             self.arm_idle(number);
             self.touch(&name);
@@ -148,7 +148,6 @@ impl Node {
     pub(super) fn retire(&mut self, number: u64) {
         let Some(container) = self.containers.get(&number) else { return };
         match container.state() {
-            Lifecycle::Paused if self.hands_over() => self.overtake_intent(number),
             Lifecycle::Warm | Lifecycle::Paused => {
                 let name = container.action.clone();
                 self.overtake_intent(number);
@@ -186,8 +185,9 @@ impl Node {
     pub(super) fn end_if_retired(&mut self, number: u64) {
         let retired = self.containers.get(&number).is_some_and(|c| c.state() == Lifecycle::Retiring && c.may_end());
         // One with a run over its time-out can't serve on; an outdated one has nobody to serve.
-        let stays =
-            self.hands_over() && self.containers.get(&number).is_some_and(|c| c.unused()) && !self.is_outdated(number);
+        let stays = self.hands_over()
+            && self.containers.get(&number).is_some_and(|c| c.stays && c.unused())
+            && !self.is_outdated(number);
         if retired && !stays {
             self.begin_removal(number);
         }

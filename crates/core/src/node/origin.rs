@@ -56,6 +56,10 @@ impl Node {
         self.learn_spec(spec);
         self.env.estimates.arrived(&name, self.now);
         let Some(action) = self.actions.get(&name) else { return };
+        if action.deleted {
+            // Asked for before it was deleted, and once more now.
+            return self.emit(Output::Refuse { activation: id, refusal: Refusal::Deleted });
+        }
         let queued = action.queue.len();
         let more_bytes = if self.kept.contains_key(&id) { 0 } else { body_bytes };
         let bytes = self.queued_bytes.saturating_add(self.kept_bytes).saturating_add(more_bytes);

@@ -33,7 +33,10 @@ async fn inject(client: &Client, args: InjectArgs, output: &mut Output<'_>) -> R
         Fault::Link { peer, delay, loss, duplicate, way } => {
             let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
             let worse = Direction { delay_ms, loss, duplicate, ..Direction::default() };
-            FaultsRequest { links: vec![link(peer, worse, way)], ..Default::default() }
+            let mut link = link(peer, worse, way);
+            // What comes late or twice is its sender's doing.
+            link.receive = Direction { delay_ms: 0, duplicate: 0.0, ..link.receive };
+            FaultsRequest { links: vec![link], ..Default::default() }
         }
         Fault::Stall => FaultsRequest { engine_stalled: Some(true), ..Default::default() },
         Fault::Drift { ppm } => FaultsRequest { clock_drift_ppm: Some(ppm), ..Default::default() },

@@ -287,11 +287,13 @@ impl Journal {
             if !is_promise {
                 return on_disk.await.unwrap_or(Err(JournalError::Closed));
             }
-            // Dropped when it is late: the thread then takes it back.
-            match timeout(shared.options.patience, on_disk).await {
-                Ok(told) => told.unwrap_or(Err(JournalError::Closed)),
-                Err(_) => Err(shared.late()),
+            let mut on_disk = on_disk;
+            if let Ok(told) = timeout(shared.options.patience, &mut on_disk).await {
+                return told.unwrap_or(Err(JournalError::Closed));
             }
+            // From here on the thread takes back what it can't tell; what it told before holds.
+            on_disk.close();
+            on_disk.try_recv().unwrap_or_else(|_| Err(shared.late()))
         }
     }
 

@@ -1,7 +1,7 @@
 //! Containers of an earlier life: taken over, or let go. And those that are left for the next one.
 
 use super::*;
-use crate::output::Served;
+use crate::output::{IntentKind, Served};
 
 fn found(spec: &Arc<ActionSpec>) -> Input {
     Input::ContainerFound { found: 7, spec: spec.clone() }
@@ -149,4 +149,26 @@ fn a_paused_container_stays_paused_for_the_next_life() {
     let out = rig.tell(HAND_OVER);
     assert_eq!((drained(&out), rig.node.handed_over()), (Some(Vec::new()), vec![container]));
     assert_eq!(rig.state(container), Some(Lifecycle::Paused));
+}
+
+#[test]
+fn a_container_that_retires_for_another_reason_is_not_handed_over() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.tell(Input::IntentRequested { container, kind: IntentKind::Remove, force: true });
+    rig.tell(HAND_OVER);
+    assert!(rig.finish(container, run, RunEnd::Answered).contains(&Output::RemoveContainer { container }));
+}
+
+#[test]
+fn a_paused_container_can_be_removed_by_force_while_its_node_hands_over() {
+    let mut rig = Rig::new();
+    let container = rig.warm(&spec(1));
+    rig.pass(11 * SECOND);
+    rig.tell(Input::PauseEnded { container, ok: true });
+    rig.tell(HAND_OVER);
+    let out = rig.tell(Input::IntentRequested { container, kind: IntentKind::Remove, force: true });
+    assert!(out.contains(&Output::RemoveContainer { container }));
 }

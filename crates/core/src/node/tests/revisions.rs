@@ -142,3 +142,14 @@ fn one_that_a_peer_refuses_after_its_action_was_deleted_is_refused() {
     assert_eq!(refused(&out), [(2, Refusal::Deleted)]);
     assert_eq!(starts(&out), 0);
 }
+
+#[test]
+fn a_call_that_comes_back_for_a_deleted_action_is_refused_as_that() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.warm(&spec);
+    rig.tell(Input::ActionDeleted { action: spec.action.clone(), revision: revision(2) });
+    assert_eq!(refused(&rig.invoke(1, &spec)), [(1, Refusal::Deleted)]);
+    let anew = Arc::new(ActionSpec { revision: revision(3), ..spec.as_ref().clone() });
+    assert!(refused(&rig.invoke(2, &anew)).is_empty(), "one made anew is another");
+}

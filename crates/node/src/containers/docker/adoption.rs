@@ -5,11 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::sync::Arc;
 
 use bollard::models::{ContainerSummary, ContainerSummaryStateEnum as State};
 
-use super::container::Container;
 use super::engine::Shared;
 use crate::containers::{ContainerSpec, EngineError, Found};
 use crate::data_dir::write_durably;
@@ -24,7 +24,7 @@ pub(super) struct Left {
     pub(super) docker_id: String,
     pub(super) paused: bool,
     /// A clean stop has recorded that nothing runs in it.
-    idle: bool,
+    pub(super) idle: bool,
     namespace: String,
     action: String,
     revision: String,
@@ -45,7 +45,8 @@ impl Left {
 impl Shared {
     /// Those that could serve on; what has ended, or can't be read, is removed.
     pub(super) async fn look_for_left(&self) -> Result<Vec<Left>, EngineError> {
-        let idle = self.take_idle_record();
+        let record = fs::read_to_string(self.config.root.join(IDLE)).unwrap_or_default();
+        let idle: BTreeSet<String> = record.lines().map(str::to_owned).collect();
         let (mut left, mut useless) = (Vec::new(), Vec::new());
         for listed in self.api.list(&self.owner.filter()).await? {
             let Some(label) = self.owner.own_id(&listed) else { continue };
@@ -57,7 +58,10 @@ impl Shared {
         if !useless.is_empty() {
             tracing::info!(containers = useless.len(), "removing what earlier lives of this agent left ended");
         }
-        super::engine::remove_all(&self.api, useless.into_iter()).await?;
+        if let Err(error) = super::engine::remove_all(&self.api, useless.into_iter()).await {
+            // The next listing removes what nobody knows.
+            tracing::warn!(%error, "what earlier lives left ended could not be removed yet");
+        }
         Ok(left)
     }
 
@@ -81,10 +85,8 @@ impl Shared {
     }
 
     pub(super) async fn adopt(self: &Arc<Self>, found: &Found, spec: &ContainerSpec) -> Result<u32, EngineError> {
-        let left = self.take_left(&found.id).ok_or_else(|| EngineError::Unknown(found.id.clone()))?;
         // From here on it is in the table: should anything fail, its removal is asked for as any other's.
-        let container = Container::left(spec, &left, self.folder(&left.label)?);
-        let container = self.enlist_as(spec, container)?;
+        let (container, left) = self.enlist_left(spec, &found.id)?;
         container.adopt(self, left.idle).await
     }
 
@@ -115,14 +117,11 @@ impl Shared {
         }
     }
 
-    /// The record is true only for as long as nobody runs anything in them.
-    fn take_idle_record(&self) -> BTreeSet<String> {
+    /// The record is true only for as long as nobody runs anything in them. One that can't be taken back is not believed.
+    pub(super) fn forget_idle_record(&self) {
         let record = self.config.root.join(IDLE);
-        let labels = fs::read_to_string(&record).unwrap_or_default();
-        match fs::remove_file(&record) {
-            Ok(()) => labels.lines().map(str::to_owned).collect(),
-            // One that can't be taken back is not believed.
-            Err(_) => BTreeSet::new(),
+        if fs::remove_file(&record).is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+            self.disbelieve_idle();
         }
     }
 }

@@ -166,6 +166,8 @@ impl Engine for DockerEngine {
     }
 
     async fn found(&self) -> Result<Vec<Found>, EngineError> {
+        // The agent starts for good: its ports and its id are its own.
+        self.shared.forget_idle_record();
         Ok(self.shared.left().iter().map(Left::found).collect())
     }
 
@@ -233,15 +235,26 @@ impl Shared {
 
     /// Takes a new container into the table.
     fn enlist(&self, spec: &ContainerSpec) -> Result<Arc<Container>, EngineError> {
-        self.enlist_as(spec, Container::new(spec, self.folder(&spec.id)?))
+        let container = Container::new(spec, self.folder(&spec.id)?);
+        Self::insert(&mut self.write(), spec, container)
     }
 
     pub(super) fn folder(&self, label: &str) -> Result<Folder, EngineError> {
         Folder::new(&self.config.root, label).map_err(EngineError::Refused)
     }
 
-    pub(super) fn enlist_as(&self, spec: &ContainerSpec, container: Container) -> Result<Arc<Container>, EngineError> {
+    /// Moves one of an earlier life into the table, in one step: at no moment is it in neither.
+    pub(super) fn enlist_left(&self, spec: &ContainerSpec, label: &str) -> Result<(Arc<Container>, Left), EngineError> {
+        let folder = self.folder(label)?;
         let mut table = self.write();
+        let unknown = || EngineError::Unknown(label.to_owned());
+        let left = table.left.iter().find(|left| left.label == label).cloned().ok_or_else(unknown)?;
+        let container = Self::insert(&mut table, spec, Container::left(spec, &left, folder))?;
+        table.left.retain(|left| left.label != label);
+        Ok((container, left))
+    }
+
+    fn insert(table: &mut Table, spec: &ContainerSpec, container: Container) -> Result<Arc<Container>, EngineError> {
         if table.closed {
             return Err(EngineError::Refused("the engine is shutting down".into()));
         }
@@ -272,11 +285,17 @@ impl Shared {
 
     /// Whether that label's container is in the table, or waits to be adopted or discarded.
     pub(super) fn knows(&self, label: &str) -> bool {
-        self.find_labelled(label).is_some() || self.read().left.iter().any(|left| left.label == label)
+        let table = self.read();
+        table.containers.values().any(|container| *container.label == *label)
+            || table.left.iter().any(|left| left.label == label)
     }
 
     pub(super) fn left(&self) -> Vec<Left> {
         self.read().left.clone()
+    }
+
+    pub(super) fn disbelieve_idle(&self) {
+        self.write().left.iter_mut().for_each(|left| left.idle = false);
     }
 
     pub(super) fn take_left(&self, label: &str) -> Option<Left> {

@@ -49,9 +49,17 @@ impl Container {
         if self.stock && !paused && !was_idle {
             return Err(EngineError::Refused("what runs in an image like this one can't be told".into()));
         }
-        let runs = if paused { 0 } else { self.ask(engine).await? };
+        let runs = match if paused { Ok(0) } else { self.ask(engine).await } {
+            // A handler that computes may keep its runtime from answering: it is asked again.
+            Err(EngineError::Timeout(_)) => 1,
+            told => told?,
+        };
         self.serving.store(true, Ordering::Release);
-        Ok(runs)
+        // Nobody was told of an end before this moment.
+        match &*self.ended.borrow() {
+            Some(reason) => Err(EngineError::Died(reason.clone())),
+            None => Ok(runs),
+        }
     }
 
     /// What could not be asked while it was paused.

@@ -40,9 +40,17 @@ pub(in crate::containers::docker) async fn begin(
     let outcome = match outcome {
         Ok(()) => {
             container.serving.store(true, Ordering::Release);
-            match caller.send(Ok(())) {
-                Ok(()) => return,
-                Err(_) => None,
+            // Nobody was told of an end before this moment.
+            let ended = container.ended.borrow().clone();
+            match ended {
+                Some(reason) => {
+                    let error = format!("the container ended while it started: {reason}");
+                    Some((caller, EngineError::Refused(error)))
+                }
+                None => match caller.send(Ok(())) {
+                    Ok(()) => return,
+                    Err(_) => None,
+                },
             }
         }
         Err(error) => Some((caller, error)),
