@@ -1,6 +1,7 @@
 //! Containers that outlive their agent: left behind by a stop or a crash, and taken over by the next start. That it is
 //! the same one is said by the action: the moment at which its process started.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use serde_json::json;
@@ -118,12 +119,16 @@ fn calls_go_on_through_a_rolling_restart_of_all_nodes() {
     let first = mesh[1].run("steady", &json!({}));
     // Each restart takes other ports.
     let apis = std::sync::Mutex::new(mesh.agents.iter().map(|agent| **agent).collect::<Vec<_>>());
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let answered = thread::scope(|scope| {
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let goes_on = || {
+        let from = served.load(Ordering::Relaxed);
+        until("calls are served", || served.load(Ordering::Relaxed) >= from + 10);
+    };
+    thread::scope(|scope| {
         // A client as operators set them up: refused with `Retry-After`, or not connected, it goes to the next node.
         let client = scope.spawn(|| {
             let mut answered = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 let body = json!({"n": answered}).to_string();
                 let path = crate::support::api::blocking("steady");
                 let mut turn = answered;
@@ -136,9 +141,12 @@ fn calls_go_on_through_a_rolling_restart_of_all_nodes() {
                 let ran = taken.into_ran();
                 assert_eq!((ran.status, &ran.result["echo"]["n"]), (200, &json!(answered)), "{}", ran.record);
                 answered += 1;
+                served.fetch_add(1, Ordering::Relaxed);
             }
-            answered
         });
+        // Also when this fails: nobody waits for a client that nobody stops.
+        let stopping = Stop(&stop);
+        goes_on();
         for number in 1..=3 {
             mesh.agent(number).halt();
             let seed = mesh[number % 3 + 1].mesh_addr();
@@ -147,12 +155,20 @@ fn calls_go_on_through_a_rolling_restart_of_all_nodes() {
             apis.lock().unwrap()[number - 1] = *mesh[number];
             until("it is ready", || mesh[number].get("/readyz").status == 200);
             mesh.await_all_live();
+            goes_on();
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        client.join().unwrap()
+        drop(stopping);
+        client.join().unwrap();
     });
-    assert!(answered > 20, "{answered} calls");
     assert_eq!(born(&mesh[1].run("steady", &json!({}))), born(&first), "by the same container as before");
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The first node, which knows the second.
