@@ -33,6 +33,7 @@ fn python_and_nodejs_actions_run_in_images_made_of_this_hosts_interpreters() {
 #[test]
 fn a_python_action_over_its_memory_is_ended_by_the_engine_and_the_next_one_is_served() {
     if !is_here() || !std::path::Path::new("/usr/bin/python3").exists() {
+        eprintln!("SKIPPED: it takes Docker and /usr/bin/python3");
         return;
     }
     let python = Image::build("python.sh", &format!("embermesh-test-python-oom:{}", std::process::id()));

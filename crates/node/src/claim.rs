@@ -48,7 +48,9 @@ pub(crate) async fn ask(
     let known = identify_all(config, net, seeds.iter().copied()).await;
     // They may still count as live what died a moment ago: only its own answer tells.
     let said_to_live = known.iter().filter(|(_, reply)| reply.known_live).filter_map(|(_, r)| r.known_at.parse().ok());
-    let lives: BTreeSet<SocketAddr> = said_to_live.filter(|at| !seeds.contains(at)).collect();
+    // At this node's own address that is its earlier life: the port is its own already.
+    let own = own_addresses(config);
+    let lives: BTreeSet<SocketAddr> = said_to_live.filter(|at| !seeds.contains(at) && !own.contains(at)).collect();
     let lives = identify_all(config, net, lives.into_iter()).await;
     let taken = known.iter().chain(&lives).find(|(_, reply)| reply.node_id == config.node.id);
     if let Some((at, reply)) = taken {
@@ -84,6 +86,10 @@ async fn addresses(config: &NodeConfig, datagrams: &dyn Datagrams) -> BTreeSet<S
             Err(_) => datagrams.resolve(seed).await.unwrap_or_default(),
         }
     }));
-    let own = [config.listen.mesh, config.listen.advertise.unwrap_or(config.listen.mesh)];
+    let own = own_addresses(config);
     found.await.into_iter().flatten().filter(|address| !own.contains(address)).collect()
+}
+
+fn own_addresses(config: &NodeConfig) -> [SocketAddr; 2] {
+    [config.listen.mesh, config.listen.advertise.unwrap_or(config.listen.mesh)]
 }

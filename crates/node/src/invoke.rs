@@ -2,8 +2,8 @@
 //!
 //! The task that serves the call does all of it: it asks the core for an assignment, carries that out (in an own
 //! container, or by gRPC on a lease), tells the core how it went, and takes the next assignment if the
-//! activation has not ended. Two short locks and no channel on the warm path. What the journal has to do with those
-//! that nobody waits for is in `kept`.
+//! activation has not ended. Two short locks of the node's and no channel on the warm path. What the journal has to do
+//! with those that nobody waits for is in `kept`; of the others it has a note in memory, in the activation itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -201,7 +201,7 @@ impl Engine for DockerEngine {
             let ends = containers.iter().map(|container| container.remove(&self.shared));
             for outcome in futures::future::join_all(ends).await {
                 if let Err(error) = outcome {
-                    tracing::error!(%error, "a container outlives the agent: its next start removes it");
+                    tracing::error!(%error, "a container outlives the agent: its next start finds it");
                 }
             }
             if let Err(error) = self.shared.remove_left().await {
@@ -210,7 +210,7 @@ impl Engine for DockerEngine {
             network::remove_if_unused(&self.shared.api, &self.shared.config.network).await;
         };
         if tokio::time::timeout(SHUTDOWN, end).await.is_err() {
-            tracing::error!("containers outlive the agent: its next start removes them");
+            tracing::error!("containers outlive the agent: its next start finds them");
         }
         self.shared.stop.cancel();
     }

@@ -46,7 +46,7 @@ pub struct DockerEngineConfig {
     /// The program that images made here have as `/embermesh`; `/proc/self/exe` is fine, another must link
     /// the same libraries.
     pub binary: PathBuf,
-    /// Holds a folder for each container. Made if missing; what is in it is removed at start.
+    /// Holds a folder for each container. Made if missing; folders without a container are removed at start.
     pub root: PathBuf,
     pub cluster: String,
     pub node_id: String,
