@@ -10,7 +10,6 @@ use embermesh_proto::v1;
 use futures::future::join_all;
 use tokio::time::timeout;
 
-use crate::clock::wall_ms;
 use crate::containers::EngineError;
 use crate::node::Node;
 use crate::owned::runtime_for;
@@ -53,22 +52,23 @@ impl Node {
         // What another node knows decides whether it exists.
         self.find_action(namespace, name).await;
         let (node, namespace, name) = (self.clone(), namespace.to_owned(), name.to_owned());
-        let entry = blocking(move || {
-            if let Some(code) = code {
-                let hash = node.codes().put(&code)?;
-                change.code = Some(CodeRef { hash, bytes: code.len() as u64 });
-            }
-            let known = node.registry().get(&namespace, &name);
-            let kind = change.kind.or(known.as_ref().map(|k| k.kind)).unwrap_or(Kind::Builtin);
-            let concurrency = change.limits.concurrency.unwrap_or(1);
-            node.engine().supports(runtime_for(kind), concurrency)?;
-            let now = wall_ms();
-            Ok(match overwrite {
-                true => node.registry().update(&namespace, &name, change, true, now)?,
-                false => node.registry().create(&namespace, &name, change, now)?,
+        let entry = self
+            .blocking(move || {
+                if let Some(code) = code {
+                    let hash = node.codes().put(&code)?;
+                    change.code = Some(CodeRef { hash, bytes: code.len() as u64 });
+                }
+                let known = node.registry().get(&namespace, &name);
+                let kind = change.kind.or(known.as_ref().map(|k| k.kind)).unwrap_or(Kind::Builtin);
+                let concurrency = change.limits.concurrency.unwrap_or(1);
+                node.engine().supports(runtime_for(kind), concurrency)?;
+                let now = node.wall_ms();
+                Ok(match overwrite {
+                    true => node.registry().update(&namespace, &name, change, true, now)?,
+                    false => node.registry().create(&namespace, &name, change, now)?,
+                })
             })
-        })
-        .await?;
+            .await?;
         self.learned(&entry);
         self.tell_peers(&entry).await;
         Ok(entry)
@@ -78,7 +78,7 @@ impl Node {
     pub async fn delete_action(&self, namespace: &str, name: &str) -> Result<Arc<ActionEntry>, ActionError> {
         self.find_action(namespace, name).await;
         let (node, namespace, name) = (self.clone(), namespace.to_owned(), name.to_owned());
-        let deleted = blocking(move || Ok(node.registry().delete(&namespace, &name, wall_ms())?)).await?;
+        let deleted = self.blocking(move || Ok(node.registry().delete(&namespace, &name, node.wall_ms())?)).await?;
         self.learned(&deleted.tombstone);
         self.tell_peers(&deleted.tombstone).await;
         Ok(deleted.last)
@@ -136,7 +136,7 @@ impl Node {
 
     pub(crate) async fn own_code(&self, hash: &str) -> Option<Bytes> {
         let (node, hash) = (self.clone(), hash.to_owned());
-        blocking(move || Ok(node.codes().get(&hash)?)).await.ok().flatten()
+        self.blocking(move || Ok(node.codes().get(&hash)?)).await.ok().flatten()
     }
 
     pub(crate) async fn code_by_hash(&self, hash: &str) -> Option<Bytes> {
@@ -163,7 +163,7 @@ impl Node {
                 continue;
             }
             let (node, kept) = (self.clone(), fetched.clone());
-            if let Err(error) = blocking(move || Ok(node.codes().put(&kept)?)).await {
+            if let Err(error) = self.blocking(move || Ok(node.codes().put(&kept)?)).await {
                 tracing::warn!(hash, %error, "fetched code could not be kept");
             }
             return Some(fetched);
@@ -263,23 +263,32 @@ impl Node {
             return;
         }
         let node = self.clone();
-        let merged = blocking(move || {
-            if let [_] = parsed.as_slice()
-                && let Some(entry) = parsed.pop()
-            {
-                return Ok(match node.registry().merge(entry)? {
-                    Merge::Newer(entry) => vec![entry],
-                    Merge::Same(_) | Merge::Older(_) => Vec::new(),
-                });
-            }
-            Ok(node.registry().merge_all(parsed)?.newer)
-        })
-        .await;
+        let merged = self
+            .blocking(move || {
+                if let [_] = parsed.as_slice()
+                    && let Some(entry) = parsed.pop()
+                {
+                    return Ok(match node.registry().merge(entry)? {
+                        Merge::Newer(entry) => vec![entry],
+                        Merge::Same(_) | Merge::Older(_) => Vec::new(),
+                    });
+                }
+                Ok(node.registry().merge_all(parsed)?.newer)
+            })
+            .await;
         match merged {
             Ok(newer) => newer.iter().for_each(|entry| self.learned(entry)),
             Err(error) => tracing::warn!(%error, "actions of a peer could not be taken"),
         }
         self.publish_facts();
+    }
+
+    /// Work that waits for the disk.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ActionError> + Send + 'static,
+    ) -> Result<T, ActionError> {
+        self.blocking_work().run(work).await.unwrap_or(Err(ActionError::GoingDown))
     }
 
     /// A newer revision is known here: containers of older ones retire.
@@ -307,11 +316,4 @@ fn known_messages(items: &[(String, String, action::Revision)]) -> Vec<v1::Known
         revision_node: revision.node_id.clone(),
     };
     items.iter().map(message).collect()
-}
-
-/// Work that waits for the disk, away from the tasks that serve.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ActionError> + Send + 'static,
-) -> Result<T, ActionError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(ActionError::GoingDown))
 }

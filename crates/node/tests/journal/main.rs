@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use embermesh_node::blocking::Blocking;
 use embermesh_node::clock::Clock;
 use embermesh_node::config::{ByteSize, EngineSection, ListenSection, NodeConfig, NodeSection, ProtocolSection};
 use embermesh_node::data_dir::DataDir;
@@ -166,6 +167,8 @@ async fn start(folder: &TempDir, cluster: &str, engine: &EchoEngine, store: &Arc
             clock: Clock::default(),
             data_dir: data_dir(folder, cluster).await,
             faults: None,
+            blocking: Blocking::Threads,
+            history: None,
         };
         match Node::start(config, parts).await {
             Ok(node) => return node,
