@@ -10,6 +10,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::Parser;
 use embermesh_sim::simulator::{Campaign, Mode, Options, Outcome, Plan, Summary, play};
 
+/// Failures are alike from here on.
+const MOST_FAILURES: usize = 20;
+
 /// Plays production nodes in a simulated network, on simulated clocks, disks and container engines. One seed decides
 /// everything that happens; the same seed in the same build always plays the same.
 #[derive(Debug, Parser)]
@@ -79,6 +82,7 @@ fn run(args: &Args) -> Result<bool, String> {
         nodes: args.nodes.map(|n| n as usize),
         length,
         jobs: args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        enough: MOST_FAILURES,
         mutation: args.mutation.clone(),
     };
     if let Some(seed) = args.seed {

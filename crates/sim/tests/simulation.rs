@@ -93,6 +93,7 @@ fn all_hold(mode: Mode, seeds: u64) -> Summary {
         nodes: None,
         length: Duration::from_secs(12),
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
+        enough: 3,
         mutation: None,
     };
     let summary = campaign.run(0..seeds, None, |_, _, _| {}).unwrap();

@@ -4,6 +4,7 @@
 
 use super::{Node, Timer};
 use crate::container::{Container, Lifecycle};
+use crate::history::What;
 use crate::ids::ActionId;
 use crate::output::{Denial, Event, Output, Refusal};
 use crate::time::{Micros, Time};
@@ -33,6 +34,9 @@ impl Node {
             self.note(Event::Draining);
         }
         self.drain = Some(Drain { deadline, force, hand_over, ended: false });
+        if hand_over {
+            self.tell(|_| What::HandsOver);
+        }
         self.arm(deadline, Timer::Drain);
         let actions: Vec<ActionId> = self.actions.keys().cloned().collect();
         for name in &actions {

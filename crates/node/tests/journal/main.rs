@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "the simulation uses more of it")]
-#[path = "../simulation/engine.rs"]
 mod engine;
 mod store;
 

@@ -13,9 +13,6 @@ use super::{Mode, Options, Outcome, Plan};
 
 /// Runs with fewer events before a failing plan is small enough as it is.
 const MOST_TRIES: u32 = 80;
-/// Failures that are told apart; a campaign with more of them ends.
-const MOST_FAILURES: usize = 20;
-
 /// How seeds are played.
 #[derive(Debug, Clone)]
 pub struct Campaign {
@@ -26,6 +23,8 @@ pub struct Campaign {
     pub length: Duration,
     /// Seeds at a time.
     pub jobs: usize,
+    /// Failures after which no more seeds are played.
+    pub enough: usize,
     /// A bug on purpose, in a build that can have one.
     pub mutation: Option<String>,
 }
@@ -70,7 +69,7 @@ impl Campaign {
         let work = || {
             loop {
                 let over = until.is_some_and(|until| Instant::now() >= until);
-                if over || lock(&failed).is_some() || lock(&summary).failures.len() >= MOST_FAILURES {
+                if over || lock(&failed).is_some() || lock(&summary).failures.len() >= self.enough {
                     return;
                 }
                 let Some(seed) = lock(&seeds).next() else { return };

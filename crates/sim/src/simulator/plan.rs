@@ -233,7 +233,7 @@ pub(super) fn protocol() -> ProtocolSection {
         pause_grace: ms(600),
         concurrent_grace: ms(1_000),
         idle_timeout: ms(2_000),
-        queue_per_action: 40,
+        queue_per_action: 12,
         wait: ms(300),
         max_memory_wait: ms(2_000),
         drain_deadline: ms(3_000),
