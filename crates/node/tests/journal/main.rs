@@ -2,7 +2,6 @@
 //! that somebody waits for go on.
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code, reason = "the simulation uses more of it")]
 mod engine;
 mod store;
 
