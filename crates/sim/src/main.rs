@@ -102,7 +102,7 @@ fn run(args: &Args) -> Result<bool, String> {
         if let Some(violation) = &outcome.violation {
             println!("seed {seed}: {violation}\n  {}", campaign.reproduction(seed, None));
         }
-        if shows || so_far.seeds % 50 == 0 {
+        if shows || so_far.seeds.is_multiple_of(50) {
             let line = format!("{} seeds, {} failed", so_far.seeds, so_far.failures.len());
             if shows {
                 eprint!("\r{line} ")

@@ -83,7 +83,7 @@ impl Campaign {
                 }
             }
         };
-        thread::scope(|scope| (0..self.jobs.max(1)).for_each(|_| drop(scope.spawn(&work))));
+        thread::scope(|scope| (0..self.jobs.max(1)).for_each(|_| drop(scope.spawn(work))));
         if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
         }
