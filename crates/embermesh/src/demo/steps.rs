@@ -63,6 +63,8 @@ pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Res
     let mut local = Samples::default();
     let mut held = Samples::default();
     let mut fresh = Samples::default();
+    let mut echo = Samples::default();
+    let mut bare_echo = super::echo::Yardstick::start().await?;
     // In turns, so that whatever else the machine does falls on all of them alike.
     for _ in 0..SAMPLES / TURN {
         for _ in 0..TURN {
@@ -83,7 +85,9 @@ pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Res
             }
             take(&mut fresh, until_remote(second, "hello", &params).await?, "leased_new")?;
         }
+        bare_echo.measure(TURN, &mut echo).await?;
     }
+    bare_echo.stop().await?;
     let mut cold = Samples::default();
     let mut bare = Samples::default();
     let mut yardstick = match mesh.docker {
@@ -99,7 +103,6 @@ pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Res
         take(&mut cold, first.invoke(&name, &params).await?, "cold")?;
         first.delete(&name).await?;
     }
-    let echo = super::echo::measure(SAMPLES * 3).await?;
     figures.samples = local.len().min(held.len()).min(fresh.len());
     figures.cold_samples = cold.len();
     ensure!(figures.samples >= 200, "only {} samples could be taken", figures.samples);
