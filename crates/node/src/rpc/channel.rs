@@ -47,6 +47,8 @@ struct Shared {
 struct Made {
     open: Option<Open>,
     count: u64,
+    failed: u64,
+    last_failure: String,
 }
 
 #[derive(Clone)]
@@ -132,25 +134,30 @@ impl Shared {
 
     /// The connection, and whether it was made for this call.
     async fn connection(self: &Arc<Self>) -> Result<(Open, bool), CallError> {
-        if let Some(open) = self.current() {
+        let (open, failed_before) = self.current();
+        if let Some(open) = open {
             return Ok((open, false));
         }
         let _one = self.connecting.lock().await;
-        if let Some(open) = self.current() {
+        let (open, failed) = self.current();
+        if let Some(open) = open {
             return Ok((open, false));
         }
-        let connect = async {
-            let stream = self.net.connect(self.to).await.map_err(|e| self.not_sent(&e))?;
-            let mut http2 = h2::client::Builder::new();
-            http2.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
-            http2.enable_push(false);
-            http2.handshake(stream).await.map_err(|e| self.not_sent(&e))
-        };
-        let (sender, connection) = match timeout(CONNECT, connect).await {
-            Ok(made) => made?,
-            Err(_) => return Err(self.not_sent(&format!("it does not answer within {CONNECT:?}"))),
-        };
+        if failed > failed_before {
+            // Whoever waited has seen a try fail: no queue of tries, each with its own time-out.
+            return Err(self.not_sent(&self.lock().last_failure));
+        }
+        let connected = timeout(CONNECT, self.connect()).await;
+        let connected = connected.unwrap_or_else(|_| Err(format!("it does not answer within {CONNECT:?}")));
         let mut made = self.lock();
+        let (sender, connection) = match connected {
+            Ok(connected) => connected,
+            Err(why) => {
+                made.failed += 1;
+                made.last_failure.clone_from(&why);
+                return Err(self.not_sent(&why));
+            }
+        };
         made.count += 1;
         let open = Open { number: made.count, sender };
         made.open = Some(open.clone());
@@ -159,8 +166,18 @@ impl Shared {
         Ok((open, true))
     }
 
-    fn current(&self) -> Option<Open> {
-        self.lock().open.clone()
+    async fn connect(&self) -> Result<(SendRequest<Bytes>, Connection<Box<dyn Stream>, Bytes>), String> {
+        let stream = self.net.connect(self.to).await.map_err(|e| e.to_string())?;
+        let mut http2 = h2::client::Builder::new();
+        http2.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+        http2.enable_push(false);
+        http2.handshake(stream).await.map_err(|e| e.to_string())
+    }
+
+    /// The connection, and how many tries to make one have failed.
+    fn current(&self) -> (Option<Open>, u64) {
+        let made = self.lock();
+        (made.open.clone(), made.failed)
     }
 
     fn forget(&self, number: u64) {

@@ -22,6 +22,17 @@ async fn a_call_that_finds_nobody_was_never_sent() {
     assert!(never_sent(&tonic::Status::from_error(Box::new(error))));
 }
 
+#[tokio::test(start_paused = true)]
+async fn calls_that_wait_for_one_connection_share_its_failure() {
+    let (net, _) = FakeNet::new(0);
+    *net.hangs.lock().unwrap() = true;
+    let channel = channel(&net);
+    let began = Instant::now();
+    let all = futures::future::join_all((0..10).map(|_| ask(&channel, b"hello".to_vec()))).await;
+    assert!(all.iter().all(|answer| matches!(answer, Err(CallError::NotSent { .. }))), "{all:?}");
+    assert_eq!(began.elapsed(), CONNECT);
+}
+
 #[tokio::test]
 async fn head_and_message_leave_in_one_write() {
     let (net, mut ends) = FakeNet::new(1);
@@ -117,13 +128,22 @@ async fn echo(stream: DuplexStream) {
 struct FakeNet {
     ends: Mutex<VecDeque<DuplexStream>>,
     made: Mutex<usize>,
+    hangs: Mutex<bool>,
     writes: Arc<Mutex<Vec<usize>>>,
 }
 
 impl FakeNet {
     fn new(connections: usize) -> (Arc<Self>, Vec<DuplexStream>) {
         let (ours, theirs): (VecDeque<_>, Vec<_>) = (0..connections).map(|_| duplex(PIPE_BYTES)).unzip();
-        (Arc::new(Self { ends: Mutex::new(ours), made: Mutex::default(), writes: Arc::default() }), theirs)
+        (
+            Arc::new(Self {
+                ends: Mutex::new(ours),
+                made: Mutex::default(),
+                hangs: Mutex::default(),
+                writes: Arc::default(),
+            }),
+            theirs,
+        )
     }
 
     fn made(&self) -> usize {
@@ -144,6 +164,9 @@ impl Net for FakeNet {
     }
 
     async fn connect(&self, _: SocketAddr) -> io::Result<Box<dyn Stream>> {
+        if *self.hangs.lock().unwrap() {
+            std::future::pending::<()>().await;
+        }
         let end = self.ends.lock().unwrap().pop_front().ok_or_else(|| io::Error::other("nobody listens"))?;
         *self.made.lock().unwrap() += 1;
         Ok(Box::new(Counted { end, writes: self.writes.clone() }))
