@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::io;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::time::Instant;
 
+use super::drive::{PING_EVERY, PING_PATIENCE};
 use super::*;
-use crate::net::Listener;
+use crate::net::{Listener, Stream};
 use crate::peers::never_sent;
 
 const PIPE_BYTES: usize = 64 << 10;
@@ -25,12 +26,29 @@ async fn a_call_that_finds_nobody_was_never_sent() {
 #[tokio::test(start_paused = true)]
 async fn calls_that_wait_for_one_connection_share_its_failure() {
     let (net, _) = FakeNet::new(0);
-    *net.hangs.lock().unwrap() = true;
+    net.hang();
     let channel = channel(&net);
     let began = Instant::now();
     let all = futures::future::join_all((0..10).map(|_| ask(&channel, b"hello".to_vec()))).await;
     assert!(all.iter().all(|answer| matches!(answer, Err(CallError::NotSent { .. }))), "{all:?}");
     assert_eq!(began.elapsed(), CONNECT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_gives_up_leaves_the_connection_under_way_to_the_others() {
+    let (net, mut ends) = FakeNet::new(1);
+    tokio::spawn(echo(ends.remove(0)));
+    net.hang();
+    let channel = channel(&net);
+    let hasty = timeout(Duration::from_millis(10), ask(&channel, b"1".to_vec()));
+    let patient = ask(&channel, b"2".to_vec());
+    let go_on = async {
+        tokio::time::sleep(CONNECT / 2).await;
+        net.hanging.send_replace(false);
+    };
+    let (hasty, patient, ()) = tokio::join!(hasty, patient, go_on);
+    assert!(hasty.is_err());
+    assert_eq!(patient.unwrap(), b"2");
 }
 
 #[tokio::test]
@@ -75,6 +93,44 @@ async fn a_connection_that_broke_is_made_again_by_the_next_call() {
     assert_eq!(net.made(), 2);
 }
 
+#[tokio::test]
+async fn a_request_that_a_peer_going_down_has_not_taken_is_made_again_on_a_new_connection() {
+    let (net, mut ends) = FakeNet::new(2);
+    tokio::spawn(echo(ends.remove(1)));
+    let mut peer = RawPeer::new(ends.remove(0));
+    let channel = channel(&net);
+    let going_down = async {
+        peer.read_until(HEADERS).await;
+        peer.write(HEADERS, END_STREAM | END_HEADERS, 1, &[STATUS_200]).await;
+        peer.read_until(HEADERS).await;
+        let last_stream = [0, 0, 0, 1];
+        let no_error = [0; 4];
+        peer.write(GO_AWAY, 0, 0, &[last_stream, no_error].concat()).await;
+        peer.read_until_closed().await;
+    };
+    let calls = async {
+        assert_eq!(ask(&channel, b"1".to_vec()).await.unwrap(), b"");
+        ask(&channel, b"2".to_vec()).await
+    };
+    let (answer, ()) = tokio::join!(calls, going_down);
+    assert_eq!(answer.unwrap(), b"2");
+    assert_eq!(net.made(), 2);
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_is_called_off_at_the_peer() {
+    let (net, mut ends) = FakeNet::new(1);
+    let mut peer = RawPeer::new(ends.remove(0));
+    let channel = channel(&net);
+    let mut call = Box::pin(ask(&channel, vec![1; 1000]));
+    tokio::select! {
+        answer = &mut call => panic!("{answer:?}"),
+        () = peer.read_until(DATA) => {}
+    }
+    drop(call);
+    peer.read_until(RST_STREAM).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_falls_silent_ends_its_calls_and_the_connection() {
     let (net, ends) = FakeNet::new(1);
@@ -82,8 +138,24 @@ async fn a_peer_that_falls_silent_ends_its_calls_and_the_connection() {
     let error = ask(&channel(&net), b"hello".to_vec()).await.unwrap_err();
     assert!(matches!(error, CallError::Lost(_)), "{error}");
     assert!(!never_sent(&tonic::Status::from_error(Box::new(error))), "it may have arrived");
-    assert!(began.elapsed() <= PING_EVERY + PING_PATIENCE + Duration::from_millis(100), "{:?}", began.elapsed());
+    assert_eq!(began.elapsed().as_secs(), (PING_EVERY + PING_PATIENCE).as_secs());
     drop(ends);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_sends_much_may_answer_a_ping_late() {
+    let (net, mut ends) = FakeNet::new(1);
+    let mut peer = RawPeer::new(ends.remove(0));
+    let channel = channel(&net);
+    let slow = async {
+        for _ in 0..20 {
+            tokio::time::sleep(PING_PATIENCE / 2).await;
+            peer.write(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]).await;
+        }
+        peer.write(HEADERS, END_STREAM | END_HEADERS, 1, &[STATUS_200]).await;
+    };
+    let (answer, ()) = tokio::join!(ask(&channel, b"1".to_vec()), slow);
+    assert_eq!(answer.unwrap(), b"");
 }
 
 #[tokio::test(start_paused = true)]
@@ -123,12 +195,64 @@ async fn echo(stream: DuplexStream) {
     }
 }
 
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GO_AWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const STATUS_200: u8 = 0x88;
+
+/// The other side of a connection, frame by frame.
+struct RawPeer {
+    stream: DuplexStream,
+    began: bool,
+}
+
+impl RawPeer {
+    fn new(stream: DuplexStream) -> Self {
+        Self { stream, began: false }
+    }
+
+    async fn write(&mut self, kind: u8, flags: u8, stream: u8, payload: &[u8]) {
+        if !std::mem::replace(&mut self.began, true) {
+            self.stream.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]).await.unwrap();
+        }
+        let head = [0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream];
+        self.stream.write_all(&[&head, payload].concat()).await.unwrap();
+    }
+
+    /// Takes frames until one of this kind has come.
+    async fn read_until(&mut self, kind: u8) {
+        while self.read().await.unwrap() != kind {}
+    }
+
+    async fn read_until_closed(&mut self) {
+        while self.read().await.is_ok() {}
+    }
+
+    async fn read(&mut self) -> io::Result<u8> {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let mut head = [0; 9];
+        self.stream.read_exact(&mut head).await?;
+        if PREFACE.starts_with(&head) {
+            self.stream.read_exact(&mut [0; PREFACE.len() - 9]).await?;
+            self.stream.read_exact(&mut head).await?;
+        }
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        self.stream.read_exact(&mut vec![0; length]).await?;
+        Ok(head[3])
+    }
+}
+
 /// Connections that the test holds the other ends of.
 #[derive(Debug)]
 struct FakeNet {
     ends: Mutex<VecDeque<DuplexStream>>,
     made: Mutex<usize>,
-    hangs: Mutex<bool>,
+    hanging: watch::Sender<bool>,
     writes: Arc<Mutex<Vec<usize>>>,
 }
 
@@ -139,11 +263,16 @@ impl FakeNet {
             Arc::new(Self {
                 ends: Mutex::new(ours),
                 made: Mutex::default(),
-                hangs: Mutex::default(),
+                hanging: watch::Sender::new(false),
                 writes: Arc::default(),
             }),
             theirs,
         )
+    }
+
+    /// Nobody is connected until further notice.
+    fn hang(&self) {
+        self.hanging.send_replace(true);
     }
 
     fn made(&self) -> usize {
@@ -164,9 +293,7 @@ impl Net for FakeNet {
     }
 
     async fn connect(&self, _: SocketAddr) -> io::Result<Box<dyn Stream>> {
-        if *self.hangs.lock().unwrap() {
-            std::future::pending::<()>().await;
-        }
+        self.hanging.subscribe().wait_for(|hanging| !hanging).await.unwrap();
         let end = self.ends.lock().unwrap().pop_front().ok_or_else(|| io::Error::other("nobody listens"))?;
         *self.made.lock().unwrap() += 1;
         Ok(Box::new(Counted { end, writes: self.writes.clone() }))
