@@ -59,9 +59,12 @@ fn demo(options: &[&str]) -> (serde_json::Value, String) {
     (figures, cluster)
 }
 
+/// Whether a process is left of it: an agent by its command line, anything in a container by its node's folder, which
+/// both the supervisor's command line and the action's environment name.
 fn running(cluster: &str) -> bool {
     std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).split('\0').any(|word| word == cluster)
+        let read = |what| std::fs::read(entry.path().join(what)).unwrap_or_default();
+        let text = [read("cmdline"), read("environ")].concat();
+        String::from_utf8_lossy(&text).split('\0').any(|word| word.contains(cluster))
     })
 }

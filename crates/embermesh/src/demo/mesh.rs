@@ -58,8 +58,10 @@ pub(super) struct Ran {
 
 impl Mesh {
     pub(super) async fn start(nodes: u32, docker: bool) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("embermesh-demo-").tempdir().context("no temporary folder")?;
         let cluster = format!("demo-{}", std::process::id());
+        // Named after the mesh, so that what runs in a container can be told to be its.
+        let prefix = format!("embermesh-{cluster}-");
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir().context("no temporary folder")?;
         if docker {
             // Told here, where somebody reads it, rather than in an agent's log.
             clear_docker(&cluster).await?;

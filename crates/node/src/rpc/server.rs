@@ -123,11 +123,12 @@ pub(crate) async fn serve(
     router.serve_with_incoming_shutdown(incoming(listener), shutdown).await
 }
 
-/// Whether a call was refused since it could not be read: a field that makes no sense, bytes that are no message, a
-/// method that is none of this version's.
+/// Whether a call was refused since it could not be read: a field that makes no sense, bytes that are no message or
+/// too many, a method that is none of this version's.
 fn is_malformed(headers: &http::HeaderMap) -> bool {
     let code = headers.get("grpc-status").map(|status| tonic::Code::from_bytes(status.as_bytes()));
-    matches!(code, Some(tonic::Code::InvalidArgument | tonic::Code::Internal | tonic::Code::Unimplemented))
+    use tonic::Code::{Internal, InvalidArgument, OutOfRange, Unimplemented};
+    matches!(code, Some(InvalidArgument | Internal | OutOfRange | Unimplemented))
 }
 
 /// Connections as they come. An error of one accept (too many files, say) is waited out, not fatal.
