@@ -64,6 +64,8 @@ pub enum Seen {
     Denied,
     HeldRun,
     Renewed,
+    /// After its holder would have stopped using it, before its owner would have taken it back.
+    RenewedLate,
     Expired,
     TwoHolders,
     RunOutlivesLease,
@@ -187,7 +189,7 @@ impl Setting {
                 name: "one peer, two activations",
                 invokes: [0, 2, 0],
                 delays: Delays { message: 1, engine: 0, run: 1 },
-                expects: &[Grant, HeldRun, Renewed, Expired, Committed, GrantInWindow, Removed],
+                expects: &[Grant, HeldRun, Renewed, RenewedLate, Expired, Committed, GrantInWindow, Removed],
                 ..one.clone()
             },
             Setting {
