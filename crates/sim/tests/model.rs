@@ -6,8 +6,6 @@ use embermesh_sim::model::{Mesh, Paths, Setting};
 
 /// Longer than any small configuration takes; one that is not done by then fails.
 const LIMIT: Duration = Duration::from_secs(1_200);
-/// Of the small configurations so many are walked along each path; the others take minutes.
-const WALKED: usize = 10;
 
 #[test]
 fn every_state_of_the_small_configurations_keeps_every_invariant() {
@@ -17,13 +15,18 @@ fn every_state_of_the_small_configurations_keeps_every_invariant() {
 /// R5, L7 and A4 come true: what is quiet is at rest, so it is enough that every path comes to where all is quiet.
 #[test]
 fn every_path_of_the_small_configurations_ends_and_then_all_is_quiet() {
-    for setting in Setting::small().into_iter().take(WALKED) {
+    for setting in Setting::small() {
         let name = setting.name;
         match Mesh::new(setting).paths(LIMIT) {
             Paths::End(states) => println!("{name}: all paths end, {states} states"),
             other => panic!("{name}: {other:#?}"),
         }
     }
+}
+
+#[test]
+fn every_state_of_the_prompt_configurations_keeps_every_invariant() {
+    check(Setting::prompt());
 }
 
 #[test]
