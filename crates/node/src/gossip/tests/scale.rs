@@ -26,7 +26,7 @@ async fn spread(count: usize) -> (Vec<Duration>, f64) {
     }
     for _ in 0..500 {
         net.pass(Duration::from_millis(10)).await;
-        nodes.iter_mut().for_each(Node::forget);
+        nodes.iter_mut().for_each(|node| drop(node.forget()));
     }
     let sent = |nodes: &[Node]| nodes.iter().map(|n| n.gossip.counters().snapshot().sent_bytes).sum::<u64>();
     let (before, mut after) = (sent(&nodes), 0);
