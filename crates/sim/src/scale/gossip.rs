@@ -354,7 +354,7 @@ pub fn spread_alone(members: usize, seconds: u64, seed: u64) -> Spread {
 
 /// As an advert looks, each with a hash of its own.
 fn advert_text(member: usize, slot: usize, nth: u32) -> String {
-    let hash = ActionHash((member * 31 + slot) as u64 * 0x51_2345_6789 & ((1 << 40) - 1));
+    let hash = ActionHash(((member * 31 + slot) as u64 * 0x51_2345_6789) & ((1 << 40) - 1));
     format!("{hash},{}", Advert { warm: 1 + nth % 3, paused: 0, starting: 0, free_bucket: (nth % 4) as u8 })
 }
 
