@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use embermesh_core::Input;
+use embermesh_core::mutations::{Mutation, on};
 use embermesh_core::output::Output;
 use futures::StreamExt;
 use futures::stream;
@@ -124,6 +125,9 @@ impl Node {
 
     /// Ends one that is of no use.
     async fn discard(&self, found: &Found) {
+        if on(Mutation::RemovalForgotten) {
+            return;
+        }
         tracing::info!(was = found.id, action = found.action, "a container of an earlier life is of no use and goes");
         if let Err(error) = self.engine().discard(found).await {
             tracing::warn!(was = found.id, %error, "it could not be removed yet");

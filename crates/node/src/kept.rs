@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use embermesh_core::input::{RemoteEnd, RunEnd};
+use embermesh_core::mutations::{Mutation, on};
 use embermesh_core::output::{SendReserve, SendRun};
 use embermesh_core::{ActivationId, Input, RunId};
 use embermesh_proto::v1;
@@ -162,7 +163,14 @@ impl Node {
             Mine::Later(_) => None,
         };
         let started = handed.as_ref().map(|handed| handed.started(&self));
-        if let Err(error) = self.journal().accept(activation.kept(), started).await {
+        let promise = self.journal().accept(activation.kept(), started);
+        let on_disk = if on(Mutation::PromisedBeforeDisk) {
+            drop(tokio::spawn(promise));
+            Ok(())
+        } else {
+            promise.await
+        };
+        if let Err(error) = on_disk {
             self.take_back(activation.id, first).await;
             self.tell(Input::BodyDropped { activation: activation.id });
             tell.send(Err(not_kept(error))).ok();

@@ -6,7 +6,9 @@
 //! | [`mesh`] | nodes over a network that loses, repeats, delays and reorders: seeded cases |
 //! | [`model`] | a few nodes, and all that can become of them: a checked model |
 //! | [`rules`] | fair shares and keepers, each by itself |
+//! | [`scale`] | hundreds of nodes under load, with a model of their gossip |
 
 pub mod mesh;
 pub mod model;
 pub mod rules;
+pub mod scale;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use embermesh_core::mutations::{Mutation, on};
 use embermesh_core::output::{Attempt, Output, ReserveAnswer, RunAnswer};
 use embermesh_core::{Epoch, Input, RunId};
 use embermesh_proto::v1;
@@ -371,6 +372,7 @@ impl Node {
         let first = stream::iter([Ok(reply(v1::reserve_reply::Reply::Granted(granted)))]);
         let (Some(run), Some(attempt), Some(body)) = (run, attempt, body) else { return Box::pin(first) };
         let node = self.clone();
+        let is_first = is_first || on(Mutation::JoinedRunsAgain);
         // Detached from the stream: the run has been accepted, whoever still listens.
         let end = Detached::new(async move {
             if is_first { node.run_for_peer(run, number, attempt, body, 0).await } else { node.join_run(run).await }
