@@ -65,17 +65,24 @@ impl Judge {
     }
 
     pub fn observe(&mut self, record: &Record) -> Result<(), Violation> {
-        if self.tells {
-            if self.story.len() >= LONGEST_STORY {
-                self.story.pop_front();
-            }
-            self.story.push_back(record.clone());
-        }
+        self.tell(record);
         for invariant in INVARIANTS {
             (invariant.observe)(&self.ledger, record).map_err(|what| self.violation(invariant.name, what))?;
         }
         self.ledger.apply(record);
         Ok(())
+    }
+
+    /// Everything that this record breaks; it is taken in all the same, so that the rest can be judged.
+    pub fn observe_all(&mut self, record: &Record) -> Vec<Violation> {
+        self.tell(record);
+        let broken = INVARIANTS.iter().filter_map(|invariant| {
+            let what = (invariant.observe)(&self.ledger, record).err()?;
+            Some(self.violation(invariant.name, what))
+        });
+        let broken = broken.collect();
+        self.ledger.apply(record);
+        broken
     }
 
     /// Looks at the nodes themselves.
@@ -92,6 +99,15 @@ impl Judge {
             (invariant.at_rest)(&self.ledger, glance).map_err(|what| self.violation(invariant.name, what))?;
         }
         Ok(())
+    }
+
+    fn tell(&mut self, record: &Record) {
+        if self.tells {
+            if self.story.len() >= LONGEST_STORY {
+                self.story.pop_front();
+            }
+            self.story.push_back(record.clone());
+        }
     }
 
     fn violation(&self, invariant: &'static str, what: String) -> Violation {

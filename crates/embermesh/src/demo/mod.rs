@@ -13,10 +13,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::DemoArgs;
+use crate::local_mesh::LocalMesh;
 use crate::output::table;
 
 use figures::{Figures, Quantiles};
-use mesh::Mesh;
 
 pub(crate) fn run(args: DemoArgs) -> ExitCode {
     // One thread: a client that waits for a thread of its own would measure that.
@@ -33,7 +33,7 @@ pub(crate) fn run(args: DemoArgs) -> ExitCode {
 async fn show(args: &DemoArgs) -> anyhow::Result<()> {
     let progress = Progress { quiet: args.json };
     let step = progress.begin("start", &format!("{} agents on loopback, joined by gossip", args.nodes));
-    let mut mesh = Mesh::start(args.nodes, args.docker).await?;
+    let mut mesh = mesh::start(args.nodes, args.docker).await?;
     step.end("the mesh has formed");
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -59,7 +59,7 @@ async fn show(args: &DemoArgs) -> anyhow::Result<()> {
     print_figures(args, &figures)
 }
 
-async fn all_steps(mesh: &mut Mesh, figures: &mut Figures, progress: &Progress) -> anyhow::Result<()> {
+async fn all_steps(mesh: &mut LocalMesh, figures: &mut Figures, progress: &Progress) -> anyhow::Result<()> {
     let step = progress.begin("reuse", "one cold start, then calls at every node");
     step.end(&steps::reuse(mesh, figures).await.context("step `reuse`")?);
     let step = progress.begin("latency", "local, on leases, cold, and a bare gRPC echo");
