@@ -75,7 +75,7 @@ fn bear(network: &Network) {
         // The kernel's own bad links, if it has them.
         if network.worsen(2, "delay 40ms 15ms loss 3% reorder 20%") {
             traffic.goes_on(60);
-            (1..=NODES).for_each(|n| drop(network.worsen(n, "delay 5ms 2ms loss 1%")));
+            (1..=NODES).for_each(|n| assert!(network.worsen(n, "delay 5ms 2ms loss 1%")));
             traffic.goes_on(60);
             network.mend();
         }
@@ -135,7 +135,7 @@ impl Network {
     }
 
     fn mend(&self) {
-        (1..=NODES).for_each(|n| drop(self.try_at(n, "tc qdisc del dev eth0 root")));
+        (1..=NODES).for_each(|n| self.at(n, "tc qdisc del dev eth0 root"));
     }
 
     #[track_caller]

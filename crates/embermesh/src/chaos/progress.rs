@@ -18,13 +18,14 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    /// Moments are told from `began` on.
+    pub(super) fn new(began: Instant) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
             bar.set_style(style);
         }
         bar.enable_steady_tick(TICK);
-        Self { bar, began: Instant::now() }
+        Self { bar, began }
     }
 
     /// A line that stays.

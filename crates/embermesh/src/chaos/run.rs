@@ -85,12 +85,14 @@ async fn observe(
     left_out: BTreeMap<Kind, String>,
     folder: &Path,
 ) -> anyhow::Result<()> {
-    let progress = Progress::new();
-    progress.doing("the mesh forms");
+    let forming = Progress::new(Instant::now());
+    forming.doing("the mesh forms");
     mesh.start().await?;
     traffic::prepare(mesh, &scenario.workload.actions).await?;
-    progress.say("the mesh has formed; calls begin");
+    drop(forming);
     let began = Instant::now();
+    let progress = Progress::new(began);
+    progress.say("the mesh has formed; calls begin");
     let mut run = Run { began_unix_ms: wall_ms(), nodes: scenario.node_ids(), left_out, ..Run::default() };
     let mut traffic = Traffic::new(mesh, &scenario, folder.join(evidence::NOTES), began);
     let caller = traffic.handle();
