@@ -72,7 +72,13 @@ fn bear(network: &Network) {
         mesh[4].signal(Signal::SIGCONT);
         heals(&mesh, "a stopped agent");
 
-        // The kernel's own bad links, if it has them.
+        // Lossy links: TCP repairs what gossip has to bear.
+        (1..=NODES).for_each(|n| network.lose(n, 0.08));
+        traffic.goes_on(100);
+        network.heal();
+        heals(&mesh, "lossy links");
+
+        // Slow ones that reorder, if this kernel has them.
         if network.worsen(2, "delay 40ms 15ms loss 3% reorder 20%") {
             traffic.goes_on(60);
             (1..=NODES).for_each(|n| assert!(network.worsen(n, "delay 5ms 2ms loss 1%")));
@@ -119,6 +125,12 @@ impl Network {
     fn cut_both(&self, one: usize, other: usize) {
         self.cut(one, other);
         self.cut(other, one);
+    }
+
+    /// A share of what other nodes send to it gets lost.
+    fn lose(&self, n: usize, share: f64) {
+        let chance = format!("-m statistic --mode random --probability {share}");
+        self.at(n, &format!("iptables -A INPUT -s 10.9.0.0/28 {chance} -j DROP"));
     }
 
     fn heal(&self) {

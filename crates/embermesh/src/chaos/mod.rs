@@ -91,8 +91,10 @@ pub(crate) fn tell(checks: &[Check], output: &mut Output<'_>) -> Result<Exit, Co
         }
         text
     })?;
-    let violated = checks.iter().filter(|check| check.verdict == Verdict::Violated).count();
+    let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
+    let violated = count(Verdict::Violated);
     if violated == 0 {
+        output.remark(&format!("{} promises held, {} not judged", count(Verdict::Held), count(Verdict::NotJudged)));
         return Ok(Exit::Ok);
     }
     output.remark(&format!("error: {violated} of {} promises do not hold", checks.len()));

@@ -24,7 +24,7 @@ const PATH: &str = "/mesh/v1/faults";
 const TAKES: Duration = Duration::from_secs(2);
 /// How often agents that are not what they should be are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-const PIECE: [u8; 1 << 16] = [0x5a; 1 << 16];
+static PIECE: [u8; 1 << 16] = [0x5a; 1 << 16];
 
 pub(super) struct Nemesis {
     began: Instant,
