@@ -50,6 +50,7 @@ fn an_impossible_scenario_is_refused_with_every_reason_before_anything_starts() 
             "it lasts until 11s, after the end at 10s",
         ),
         ("duration='10s'\n[mesh]\nnodes=1\n".to_owned(), "`mesh.nodes` is 1"),
+        ("duration='10s'\n[mesh]\nmemory='many'\n".to_owned(), "`mesh.memory`: `many`"),
         ("duration='10s'\n[workload]\nrate=0\n".to_owned(), "`workload.rate` is 0"),
         ("duration='10s'\n[mesh.settings.listen]\napi='0.0.0.0:1'\n".to_owned(), "`listen` is decided by the run"),
         ("duration='10s'\n[mesh.settings.protocol]\nwindow='1ms'\n".to_owned(), "mesh.settings"),

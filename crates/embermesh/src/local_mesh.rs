@@ -36,6 +36,8 @@ pub(crate) struct Setup {
     pub(crate) nodes: u32,
     /// Whether containers are Docker's.
     pub(crate) docker: bool,
+    /// For the containers of each node, as `--memory` takes it.
+    pub(crate) memory: String,
     /// More of each agent's command line.
     pub(crate) args: Vec<OsString>,
     /// Where each agent writes its history, as `ID.history`.
@@ -111,7 +113,15 @@ impl LocalMesh {
         }
         command
             .arg("agent")
-            .args(["--node-id", &node.id, "--cluster", &self.cluster, "--memory", "4GiB", "--until-stdin-closes"])
+            .args([
+                "--node-id",
+                &node.id,
+                "--cluster",
+                &self.cluster,
+                "--memory",
+                &self.setup.memory,
+                "--until-stdin-closes",
+            ])
             .arg("--data-dir")
             .arg(&node.data_dir)
             .args(["--mesh", &node.mesh.to_string(), "--api", &node.api.to_string()])

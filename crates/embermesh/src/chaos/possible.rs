@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::cli::values;
+
 use super::scenario::{Action, Containers, Fault, How, Kind, Scenario, Span};
 
 const MOST_NODES: u32 = 16;
@@ -40,6 +42,9 @@ impl Scenario {
         let names: BTreeSet<&str> = work.actions.iter().map(|a| a.name.as_str()).collect();
         demand(names.len() == work.actions.len(), "two `workload.actions` have the same name".to_owned());
         said.extend(work.actions.iter().filter_map(wrong_action));
+        if let Err(why) = values::memory_mb(&mesh.memory) {
+            said.push(format!("`mesh.memory`: {why}"));
+        }
         if let Err(why) = self.agent_config() {
             said.push(why);
         }

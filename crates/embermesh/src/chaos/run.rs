@@ -49,6 +49,7 @@ pub(super) async fn run(scenario: Scenario, left_out: BTreeMap<Kind, String>, fo
         name: "chaos",
         nodes: scenario.mesh.nodes,
         docker: scenario.mesh.engine == Containers::Docker,
+        memory: scenario.mesh.memory.clone(),
         args: vec!["--enable-fault-injection".into(), "--config".into(), settings.into()],
         histories: Some(folder.join(evidence::HISTORIES)),
         bare: true,

@@ -36,6 +36,8 @@ pub(crate) struct MeshPlan {
     /// They are called n1, n2 …
     pub(crate) nodes: u32,
     pub(crate) engine: Containers,
+    /// For the containers of each node.
+    pub(crate) memory: String,
     /// Any key of the agents' configuration, over the short times that are used here.
     pub(crate) settings: toml::Table,
 }
@@ -187,7 +189,7 @@ fn one() -> u32 {
 
 impl Default for MeshPlan {
     fn default() -> Self {
-        Self { nodes: 5, engine: Containers::Process, settings: toml::Table::new() }
+        Self { nodes: 5, engine: Containers::Process, memory: "1GiB".to_owned(), settings: toml::Table::new() }
     }
 }
 

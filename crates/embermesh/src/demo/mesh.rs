@@ -31,7 +31,8 @@ pub(super) struct Ran {
 
 /// Agents of the demo, each knowing every other.
 pub(super) async fn start(nodes: u32, docker: bool) -> anyhow::Result<LocalMesh> {
-    let mut mesh = LocalMesh::new(Setup { name: "demo", nodes, docker, ..Setup::default() }).await?;
+    let memory = "4GiB".to_owned();
+    let mut mesh = LocalMesh::new(Setup { name: "demo", nodes, docker, memory, ..Setup::default() }).await?;
     mesh.start().await?;
     Ok(mesh)
 }
