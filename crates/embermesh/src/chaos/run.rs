@@ -1,8 +1,9 @@
 //! One run, from the mesh's start to its end: faults and calls side by side, then the wait until all is well again, and
 //! a last look at everything. What was seen is written down, not judged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -110,12 +111,20 @@ async fn observe(
     let mut nemesis = Nemesis::new(began, scenario.faults.clone(), nodes, scenario.seed);
     nemesis.rage(mesh, &|line: &str| progress.say(line)).await;
     run.faults_ended_ms = since(began);
-    match timeout(HEALS_WITHIN, heal(mesh, &mut nemesis, &caller)).await {
+    let unserved = Mutex::new(BTreeSet::new());
+    match timeout(HEALS_WITHIN, heal(mesh, &mut nemesis, &caller, &unserved)).await {
         Ok(()) => {
             run.healed_ms = Some(since(began));
             progress.say(&format!("healed {} ms after the last fault", since(began) - run.faults_ended_ms));
         }
-        Err(_) => run.not_healed = not_whole(mesh).await,
+        Err(_) => {
+            run.not_healed = not_whole(mesh).await;
+            let unserved = unserved.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter();
+            let node = |at: usize| mesh.nodes[at].id.as_str();
+            run.not_healed.extend(unserved.map(|(at, action)| {
+                format!("no call of {} succeeds at {}", scenario.workload.actions[action].name, node(at))
+            }));
+        }
     }
     sleep(scenario.duration.0.saturating_sub(began.elapsed())).await;
     caller.stop();
@@ -152,16 +161,25 @@ async fn observe(
     Ok(())
 }
 
-/// Waits until every agent is ready and knows every other, and every action is served at every node.
-async fn heal(mesh: &mut LocalMesh, nemesis: &mut Nemesis, caller: &Caller) {
+/// Waits until every agent is ready and knows every other, and every action is served at every node; those that are not
+/// served yet are in `unserved` meanwhile.
+async fn heal(
+    mesh: &mut LocalMesh,
+    nemesis: &mut Nemesis,
+    caller: &Caller,
+    unserved: &Mutex<BTreeSet<(usize, usize)>>,
+) {
+    let unserved = || unserved.lock().unwrap_or_else(PoisonError::into_inner);
     while !nemesis.is_over(mesh).await || !not_whole(mesh).await.is_empty() {
         sleep(LOOK_EVERY).await;
     }
-    let probes = (0..mesh.nodes.len()).flat_map(|node| (0..caller.actions()).map(move |action| (node, action)));
-    let served = probes.map(|(node, action)| async move {
-        while !caller.probe(node, action).await {
+    unserved().extend((0..mesh.nodes.len()).flat_map(|at| (0..caller.actions()).map(move |action| (at, action))));
+    let probes: Vec<(usize, usize)> = unserved().iter().copied().collect();
+    let served = probes.into_iter().map(async |(at, action)| {
+        while !caller.probe(at, action).await {
             sleep(LOOK_EVERY).await;
         }
+        unserved().remove(&(at, action));
     });
     join_all(served).await;
 }
