@@ -29,12 +29,14 @@ pub(crate) enum ChaosCommand {
 }
 
 const RUN_EXAMPLES: &str = "\
-Agents are real processes of this program, on loopback, with everything in one temporary folder. Calls come in an open
-loop, waiting and not waiting, of actions that write down each run. After the last fault the mesh has to heal; then the
-promises are judged: the protocol's invariants over what the nodes told of themselves, what the actions wrote down, and
-what is left at the end. Exits 1 when one does not hold. Ctrl-C ends everything, and nothing is left.
+Agents are real processes of this program, on loopback, with everything in one temporary folder.
+Calls come in an open loop, waiting and not waiting, of actions that write down each run. After
+the last fault the mesh has to heal. Then the promises are judged: the protocol's invariants over
+what the nodes told of themselves, what the actions wrote down, and what is left at the end.
+Exits 1 when one does not hold. Ctrl-C ends everything, and nothing is left.
 
-What needs root (disk) is left out without it, and said to be. A scenario of one's own: docs/chaos.md.
+What needs root (disk) is left out without it, and said to be. How to write a scenario of one's
+own: docs/chaos.md.
 
 Examples:
   embermesh chaos run --duration 30s
@@ -74,7 +76,8 @@ pub(crate) struct ChaosRunArgs {
 }
 
 const CHECK_EXAMPLES: &str = "\
-Exits 1 and names the invariant, with what happened before, when one does not hold. No node is asked.
+Exits 1 and names the invariant, with what happened before, when one does not hold. No node is
+asked.
 
 Examples:
   embermesh chaos check ./report
