@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use action::{ActionCommand, ActivationCommand, InvokeArgs};
 pub(crate) use agent::{AgentArgs, DemoArgs, Engine, LogFormat};
-pub(crate) use chaos::{ChaosCommand, Fault, InjectArgs, Way};
+pub(crate) use chaos::{ChaosCommand, ChaosRunArgs, Fault, InjectArgs, Way};
 
 const EXAMPLES: &str = "\
 Start a node, then talk to it from another terminal:
@@ -133,7 +133,7 @@ pub(crate) enum OperatorCommand {
         force: bool,
     },
 
-    /// Make faults on purpose, in a mesh that was started for it
+    /// Make faults on purpose, and judge what a mesh makes of them
     #[command(subcommand)]
     Chaos(ChaosCommand),
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use embermesh_core::history::Record;
+use embermesh_core::history::{Record, What};
 use embermesh_core::output::Event;
 use embermesh_core::{ActionId, ActionSpec, ContainerId, Epoch, NodeId, Revision};
 use tokio::net::TcpListener;
@@ -447,6 +447,14 @@ impl Node {
     pub(crate) fn write_history(&self, record: &Record) {
         if let Some(history) = &self.0.history {
             history.write(record);
+        }
+    }
+
+    /// What happens beside the core's steps.
+    pub(crate) fn tell_history(&self, what: What) {
+        if let Some(history) = &self.0.history {
+            let (at, node, epoch) = (self.driver().clock.now(), self.0.id.clone(), self.0.epoch);
+            history.write(&Record { at, node, epoch, step: 0, what });
         }
     }
 

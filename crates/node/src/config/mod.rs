@@ -17,6 +17,7 @@ mod load;
 mod validate;
 mod values;
 
+pub use keys::nearest;
 pub use load::ConfigError;
 pub use values::ByteSize;
 

@@ -393,7 +393,10 @@ impl Node {
         let end = self.runs_for_peers().begin(run);
         self.metrics().served_for_peers.add();
         let (outcome, run_end) = match self.entry_in(container) {
-            Some(entry) => self.run_in(container, &entry, attempt.activation, &body.body, &body.transaction_id).await,
+            Some(entry) => {
+                let place = (container, run);
+                self.run_in(place, &entry, attempt.activation, &body.body, &body.transaction_id).await
+            }
             None => (None, embermesh_core::input::RunEnd::NeverStarted),
         };
         self.tell(Input::RunFinished { container, run, end: run_end });
