@@ -42,6 +42,8 @@ pub(crate) struct Setup {
     pub(crate) args: Vec<OsString>,
     /// Where each agent writes its history, as `ID.history`.
     pub(crate) histories: Option<PathBuf>,
+    /// Whether the agents are to run on without us in the end: then they don't end with us either.
+    pub(crate) kept: bool,
     /// Whether agents see nothing of this process's own settings.
     pub(crate) bare: bool,
 }
@@ -114,25 +116,20 @@ impl LocalMesh {
         }
         command
             .arg("agent")
-            .args([
-                "--node-id",
-                &node.id,
-                "--cluster",
-                &self.cluster,
-                "--memory",
-                &self.setup.memory,
-                "--until-stdin-closes",
-            ])
+            .args(["--node-id", &node.id, "--cluster", &self.cluster, "--memory", &self.setup.memory])
             .arg("--data-dir")
             .arg(&node.data_dir)
             .args(["--mesh", &node.mesh.to_string(), "--api", &node.api.to_string()])
             .args(&self.setup.args)
-            .stdin(Stdio::piped())
+            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             // Ctrl-C is for us, who end the agents then.
             .process_group(0)
             .kill_on_drop(true);
+        if !self.setup.kept {
+            command.arg("--until-stdin-closes").stdin(Stdio::piped());
+        }
         if self.docker {
             command.args(["--engine", "docker"]);
         }
@@ -189,6 +186,16 @@ impl LocalMesh {
         }
     }
 
+    /// Starts again what was killed on the way.
+    pub(crate) async fn revive(&mut self) -> anyhow::Result<()> {
+        for at in 0..self.nodes.len() {
+            if self.nodes[at].pid().is_none() {
+                self.start_agent(at)?;
+            }
+        }
+        self.formed().await
+    }
+
     /// Lets the mesh run on without us: how to talk to it, and how to end it.
     pub(crate) fn keep(mut self) -> String {
         self.folder.take().map(TempDir::keep);
@@ -197,7 +204,8 @@ impl LocalMesh {
             text.push_str(&format!("  embermesh --api http://{} status      # {}\n", node.api, node.id));
         }
         let pids: Vec<String> = self.nodes.iter().filter_map(LocalNode::pid).map(|p| p.to_string()).collect();
-        text.push_str(&format!("End it:\n  kill {} && rm -r {}\n", pids.join(" "), self.path.display()));
+        text.push_str(&format!("End it:\n  kill {}\n", pids.join(" ")));
+        text.push_str(&format!("  rm -r {}   # when they have gone\n", self.path.display()));
         if self.docker {
             let filter = format!("label=embermesh.cluster={}", self.cluster);
             text.push_str(&format!(

@@ -64,17 +64,21 @@ fn a_demo_that_is_kept_can_be_talked_to_and_ended_as_it_says() {
     for line in talk {
         // Where to; what is said is up to the user.
         let url = line.split_whitespace().nth(2).unwrap();
-        let members = Command::new(env!("CARGO_BIN_EXE_embermesh")).args(["--api", url, "-o", "json", "members"]);
-        let members = { members }.output().unwrap();
+        let mut members = Command::new(env!("CARGO_BIN_EXE_embermesh"));
+        let members = members.args(["--api", url, "-o", "json", "members"]).output().unwrap();
         assert!(members.status.success(), "{line}: {}", String::from_utf8_lossy(&members.stderr));
     }
-    let [end] = commands("kill ")[..] else { panic!("{how}") };
-    assert!(Command::new("sh").args(["-c", end]).status().unwrap().success(), "{end}");
+    let shell = |commands: Vec<&str>| {
+        let [command] = commands[..] else { panic!("{how}") };
+        assert!(Command::new("sh").args(["-c", command]).status().unwrap().success(), "{command}");
+    };
+    shell(commands("kill "));
     let began = Instant::now();
     while running(&cluster) {
         assert!(began.elapsed() < Duration::from_secs(30), "something of {cluster} is left");
         std::thread::sleep(Duration::from_millis(50));
     }
+    shell(commands("rm -r "));
 }
 
 fn started(args: &[&str]) -> Child {

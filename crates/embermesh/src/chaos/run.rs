@@ -53,6 +53,7 @@ pub(super) async fn run(scenario: Scenario, left_out: BTreeMap<Kind, String>, fo
         memory: scenario.mesh.memory.clone(),
         args: vec!["--enable-fault-injection".into(), "--config".into(), settings.into()],
         histories: Some(folder.join(evidence::HISTORIES)),
+        kept: false,
         bare: true,
     })
     .await?;

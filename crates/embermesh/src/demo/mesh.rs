@@ -29,10 +29,10 @@ pub(super) struct Ran {
     pub(super) took: Duration,
 }
 
-/// Agents of the demo, each knowing every other.
-pub(super) async fn start(nodes: u32, docker: bool) -> anyhow::Result<LocalMesh> {
+/// Agents of the demo, each knowing every other; kept ones may outlive it.
+pub(super) async fn start(nodes: u32, docker: bool, kept: bool) -> anyhow::Result<LocalMesh> {
     let memory = "4GiB".to_owned();
-    let mut mesh = LocalMesh::new(Setup { name: "demo", nodes, docker, memory, ..Setup::default() }).await?;
+    let mut mesh = LocalMesh::new(Setup { name: "demo", nodes, docker, memory, kept, ..Setup::default() }).await?;
     mesh.start().await?;
     Ok(mesh)
 }

@@ -37,7 +37,7 @@ async fn show(args: &DemoArgs) -> anyhow::Result<()> {
     let progress = Progress { quiet: args.json };
     let step = progress.begin("start", &format!("{} agents on loopback, joined by gossip", args.nodes));
     let mut mesh = tokio::select! {
-        started = mesh::start(args.nodes, args.docker) => started?,
+        started = mesh::start(args.nodes, args.docker, args.keep) => started?,
         _ = interrupt.recv() => bail!("interrupted"),
         _ = terminate.recv() => bail!("terminated"),
     };
@@ -50,6 +50,7 @@ async fn show(args: &DemoArgs) -> anyhow::Result<()> {
         _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
     };
     if shown.is_ok() && args.keep {
+        mesh.revive().await?;
         let how = mesh.keep();
         print_figures(args, &figures)?;
         // Not among the figures that a program reads.
