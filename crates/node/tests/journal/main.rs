@@ -138,12 +138,37 @@ async fn invoke(node: Node, hold_ms: u64, wait: Wait) -> Result<Invoked, InvokeE
 }
 
 async fn start(folder: &TempDir, cluster: &str, engine: &EchoEngine, store: &Arc<FailingStore>) -> Node {
+    // One container of the action fits.
+    start_as("n1", ByteSize::mib(256), None, folder, cluster, engine, store).await
+}
+
+/// A node that can start none, and joins the other.
+async fn start_peer(rig: &Rig, folder: &TempDir, engine: &EchoEngine, store: &Arc<FailingStore>) -> Node {
+    let join = Some(rig.node.mesh_addr());
+    let node = start_as("n2", ByteSize::mib(128), join, folder, &rig.cluster, engine, store).await;
+    rig.until("they know each other", || {
+        let live = |node: &Node| node.members().members.iter().filter(|member| member.state == "live").count();
+        live(&node) == 2 && live(&rig.node) == 2
+    })
+    .await;
+    node
+}
+
+async fn start_as(
+    id: &str,
+    memory: ByteSize,
+    join: Option<SocketAddr>,
+    folder: &TempDir,
+    cluster: &str,
+    engine: &EchoEngine,
+    store: &Arc<FailingStore>,
+) -> Node {
     // A port that was free may be taken by the time it is used.
     for _ in 0..8 {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let config = NodeConfig {
             node: NodeSection {
-                id: "n1".to_owned(),
+                id: id.to_owned(),
                 data_dir: folder.path().to_owned(),
                 cluster: cluster.to_owned(),
                 ..NodeSection::default()
@@ -153,8 +178,8 @@ async fn start(folder: &TempDir, cluster: &str, engine: &EchoEngine, store: &Arc
                 api: SocketAddr::from(([127, 0, 0, 1], 0)),
                 ..ListenSection::default()
             },
-            // One container of it fits.
-            engine: EngineSection { memory: Some(ByteSize::mib(256)), ..EngineSection::default() },
+            join: join.iter().map(SocketAddr::to_string).collect(),
+            engine: EngineSection { memory: Some(memory), ..EngineSection::default() },
             protocol: ProtocolSection { queue_per_action: QUEUE, ..ProtocolSection::default() },
             ..NodeConfig::default()
         };
@@ -164,7 +189,7 @@ async fn start(folder: &TempDir, cluster: &str, engine: &EchoEngine, store: &Arc
             net: Arc::new(HostNet),
             datagrams: Arc::new(UdpDatagrams),
             clock: Clock::default(),
-            data_dir: data_dir(folder, cluster).await,
+            data_dir: data_dir(folder, id, cluster).await,
             faults: None,
         };
         match Node::start(config, parts).await {
@@ -177,10 +202,10 @@ async fn start(folder: &TempDir, cluster: &str, engine: &EchoEngine, store: &Arc
 }
 
 /// A life before may still be on its way out.
-async fn data_dir(folder: &TempDir, cluster: &str) -> DataDir {
+async fn data_dir(folder: &TempDir, id: &str, cluster: &str) -> DataDir {
     let until = Instant::now() + SOON;
     loop {
-        match DataDir::open(folder.path(), "n1", cluster) {
+        match DataDir::open(folder.path(), id, cluster) {
             Ok(open) => return open,
             Err(error) => assert!(Instant::now() < until, "{error}"),
         }
@@ -288,5 +313,42 @@ async fn the_next_life_of_a_node_runs_what_the_one_before_owed() {
         rig.ends_well(id).await;
         assert_eq!(rig.engine.runs_of(id), 1);
     }
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_has_run_is_known_after_a_restart_whatever_was_asked_of_that_peer_since() {
+    let rig = Rig::new().await;
+    let (folder, engine, store) = (tempfile::tempdir().unwrap(), EchoEngine::default(), FailingStore::new());
+    let node = start_peer(&rig, &folder, &engine, &store).await;
+    let calls = async |node: &Node| {
+        for _ in 0..3 {
+            let ended = invoke(node.clone(), 0, Wait::For(SOON)).await.unwrap();
+            let Invoked::Ended(record) = ended else { panic!("{ended:?}") };
+            assert_eq!(record.response.status, ActivationStatus::Success);
+        }
+    };
+    // It runs at the peer, whose answer does not come to the disk.
+    store.fail(Fails::Ended);
+    let Invoked::Accepted { activation_id: id } = invoke(node.clone(), 0, Wait::No).await.unwrap() else { panic!() };
+    rig.until("it has run", || rig.engine.runs_of(&id) == 1).await;
+    calls(&node).await;
+    node.shutdown().await;
+    assert_eq!(node.status().owed, 1);
+    drop(node);
+    store.fail(Fails::Nothing);
+    let node = start_peer(&rig, &folder, &engine, &store).await;
+    calls(&node).await;
+    let until = Instant::now() + SOON;
+    let record = loop {
+        match node.activation("guest", &id).await.unwrap() {
+            Some(record) => break record,
+            None => assert!(Instant::now() < until, "{id} has no record"),
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!((record.response.status, rig.engine.runs_of(&id)), (ActivationStatus::Success, 1), "{record:?}");
+    assert_eq!((engine.started(), engine.wrongs()), (0, Vec::new()));
+    node.shutdown().await;
     rig.end().await;
 }
