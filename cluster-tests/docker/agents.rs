@@ -99,7 +99,7 @@ fn a_drain_lets_runs_end_keeps_promises_and_leaves_no_container() {
     let first = mesh[1].run("promised", &json!({"ms": 0}));
     thread::scope(|scope| {
         let run = scope.spawn(|| mesh[1].run("promised", &json!({"ms": 1_000})));
-        until("it runs", || mesh[1].containers()[0]["busy"] == 1);
+        until("it runs", || mesh[1].containers().iter().any(|c| c["action"] == "promised" && c["busy"] == 1));
         let promise = || mesh[1].post("/api/v1/namespaces/_/actions/promised", &json!({"ms": 100})).expect(202);
         let ids = [promise(), promise()].map(|answer| answer["activationId"].as_str().unwrap().to_owned());
         let drained = mesh[1].cli(&["drain", "--deadline", "30s"]);
