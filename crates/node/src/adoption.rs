@@ -139,7 +139,7 @@ impl Node {
     pub(crate) async fn hand_over(&self, within: Duration) {
         let deadline_us = u64::try_from(within.as_micros()).unwrap_or(u64::MAX);
         let in_use = self.drained_by(Input::HandOverRequested { deadline_us }, within).await;
-        if in_use.is_none_or(|left| !left.is_empty()) {
+        if in_use.is_none_or(|end| !end.containers.is_empty()) {
             tracing::warn!("runs that have not ended are left to the next start of this node");
         }
     }

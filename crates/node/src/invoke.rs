@@ -157,7 +157,7 @@ impl Node {
             if let Some(handed) = Handed::by(&assignment)
                 && let Err(error) = self.note_handed(activation, handed).await
             {
-                self.withdraw(activation.id, assignment);
+                self.withdraw(assignment);
                 return Err(error);
             }
             let step = match assignment {

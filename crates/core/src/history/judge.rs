@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn an_activation_that_was_promised_is_asked_for_again_after_a_refusal() {
         assert_eq!(violations([invoked(), ended(End::Refused), invoked(), ended(End::Answered)]), [""; 0]);
-        assert_eq!(violations([invoked(), ended(End::Dropped), invoked(), ended(End::Refused)]), [""; 0]);
+        assert_eq!(violations([invoked(), ended(End::Withdrawn), invoked(), ended(End::Refused)]), [""; 0]);
     }
 
     #[test]

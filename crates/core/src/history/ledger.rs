@@ -171,8 +171,8 @@ impl Ledger {
                 activation.origin = Some(node.clone());
                 activation.idempotent = *idempotent;
                 activation.orphaned = false;
-                // Whoever promised to run it asks again for what was refused.
-                activation.end = activation.end.filter(|end| !matches!(end, End::Refused | End::Dropped));
+                // What has not run may be asked for once more: what the journal owes is.
+                activation.end.take_if(|end| matches!(end, End::Refused | End::Withdrawn));
                 if *attempt > 0 {
                     // What an earlier life sent, or this one without an answer.
                     activation.unsettled.entry(attempt - 1).or_insert(1);

@@ -149,6 +149,8 @@ pub(crate) fn denial(message: v1::Denial) -> Denial {
         v1::Denial::Busy => Denial::Busy,
         v1::Denial::Draining => Denial::Draining,
         v1::Denial::Full => Denial::Full,
+        v1::Denial::StillComing => Denial::StillComing,
+        v1::Denial::NotTaken => Denial::NotTaken,
         // A reason of a newer version: refused all the same.
         v1::Denial::NoCapacity | v1::Denial::Unspecified => Denial::NoCapacity,
     }
@@ -164,6 +166,8 @@ pub(crate) fn denial_message(denial: Denial) -> v1::Denial {
         Denial::Busy => v1::Denial::Busy,
         Denial::Draining => v1::Denial::Draining,
         Denial::Full => v1::Denial::Full,
+        Denial::StillComing => v1::Denial::StillComing,
+        Denial::NotTaken => v1::Denial::NotTaken,
     }
 }
 

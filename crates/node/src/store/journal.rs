@@ -17,7 +17,7 @@ use embermesh_core::ActivationId;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-use super::{ActivationRecord, Store, StoreError};
+use super::{ActivationRecord, Store, StoreError, join};
 
 /// All that is needed to run an activation again after a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,21 +261,17 @@ impl Journal {
 
     /// Writes what waits, and ends the thread. False when the deadline came first, or not all could be written.
     pub fn close(&self, deadline: Duration) -> bool {
-        let until = Instant::now() + deadline;
         let mut state = self.shared.lock();
         state.closing = true;
         self.shared.work.notify_one();
-        while !state.ended {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
-            state = self.shared.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let all = !state.lost;
+        let waited = self.shared.done.wait_timeout_while(state, deadline, |state| !state.ended);
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let (ended, lost) = (state.ended, state.lost);
         drop(state);
-        // It has done its last step: this only waits for it to let go of the store.
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let _ = thread.join();
+        if ended {
+            join(&self.thread);
         }
-        all
+        ended && !lost
     }
 
     fn step(&self, step: Step) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {

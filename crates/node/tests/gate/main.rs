@@ -30,7 +30,7 @@ use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
 use engine::EchoEngine;
-use node::{ACTION, SOON, invoke, put, start, start_to_drain_for};
+use node::{ACTION, Plan, SOON, invoke, put, start, start_as};
 use outliving::Outliving;
 use store::{FailingStore, Fails};
 
@@ -154,7 +154,14 @@ async fn reserve(node: &Node, message: v1::ReserveRequest) -> Result<usize, toni
 async fn restart(round: usize) -> Verdict {
     let cluster = format!("gate-{}-restart-{round}", std::process::id());
     let (folder, engine, store) = (tempfile::tempdir().unwrap(), Outliving::default(), FailingStore::new());
-    let node = start_to_drain_for(DRAIN, &folder, &cluster, Arc::new(engine.clone()), &store).await;
+    let node = start_as(
+        &Plan { drain_deadline: DRAIN, ..Plan::default() },
+        &folder,
+        &cluster,
+        Arc::new(engine.clone()),
+        &store,
+    )
+    .await;
     put(&node).await;
     invoke(node.clone(), 0, Wait::For(SOON)).await.unwrap();
     node.delete_action("guest", ACTION).await.unwrap();

@@ -13,13 +13,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use embermesh_node::Node;
+use embermesh_node::config::ByteSize;
 use embermesh_node::invocation::{InvokeError, Invoked, Wait};
 use embermesh_node::store::{ActivationRecord, ActivationStatus};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use engine::EchoEngine;
-use node::{QUEUE, SOON, invoke, put, start};
+use node::{Plan, QUEUE, SOON, invoke, put, start, start_as};
 use store::{FailingStore, Fails};
 
 /// A node with one warm container that has one slot.
@@ -106,6 +107,18 @@ impl Rig {
         assert_eq!(self.engine.wrongs(), Vec::<String>::new());
         self.node.shutdown().await;
     }
+}
+
+/// A node that can start none, and joins the other.
+async fn start_peer(rig: &Rig, folder: &TempDir, engine: &EchoEngine, store: &Arc<FailingStore>) -> Node {
+    let plan = Plan { id: "n2", memory: ByteSize::mib(128), join: Some(rig.node.mesh_addr()), ..Plan::default() };
+    let node = start_as(&plan, folder, &rig.cluster, Arc::new(engine.clone()), store).await;
+    rig.until("they know each other", || {
+        let live = |node: &Node| node.members().members.iter().filter(|member| member.state == "live").count();
+        live(&node) == 2 && live(&rig.node) == 2
+    })
+    .await;
+    node
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,5 +221,42 @@ async fn the_next_life_of_a_node_runs_what_the_one_before_owed() {
         rig.ends_well(id).await;
         assert_eq!(rig.engine.runs_of(id), 1);
     }
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_has_run_is_known_after_a_restart_whatever_was_asked_of_that_peer_since() {
+    let rig = Rig::new().await;
+    let (folder, engine, store) = (tempfile::tempdir().unwrap(), EchoEngine::default(), FailingStore::new());
+    let node = start_peer(&rig, &folder, &engine, &store).await;
+    let calls = async |node: &Node| {
+        for _ in 0..3 {
+            let ended = invoke(node.clone(), 0, Wait::For(SOON)).await.unwrap();
+            let Invoked::Ended(record) = ended else { panic!("{ended:?}") };
+            assert_eq!(record.response.status, ActivationStatus::Success);
+        }
+    };
+    // It runs at the peer, whose answer does not come to the disk.
+    store.fail(Fails::Ended);
+    let Invoked::Accepted { activation_id: id } = invoke(node.clone(), 0, Wait::No).await.unwrap() else { panic!() };
+    rig.until("it has run", || rig.engine.runs_of(&id) == 1).await;
+    calls(&node).await;
+    node.shutdown().await;
+    assert_eq!(node.status().owed, 1);
+    drop(node);
+    store.fail(Fails::Nothing);
+    let node = start_peer(&rig, &folder, &engine, &store).await;
+    calls(&node).await;
+    let until = Instant::now() + SOON;
+    let record = loop {
+        match node.activation("guest", &id).await.unwrap() {
+            Some(record) => break record,
+            None => assert!(Instant::now() < until, "{id} has no record"),
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!((record.response.status, rig.engine.runs_of(&id)), (ActivationStatus::Success, 1), "{record:?}");
+    assert_eq!((engine.started(), engine.wrongs()), (0, Vec::new()));
+    node.shutdown().await;
     rig.end().await;
 }

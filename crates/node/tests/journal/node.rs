@@ -47,13 +47,29 @@ pub(crate) async fn invoke(node: Node, hold_ms: u64, wait: Wait) -> Result<Invok
     node.invoke(call, wait).await
 }
 
-/// With room for one container of its action.
-pub(crate) async fn start(folder: &TempDir, cluster: &str, engine: Arc<dyn Engine>, store: &Arc<FailingStore>) -> Node {
-    start_to_drain_for(ProtocolSection::default().drain_deadline, folder, cluster, engine, store).await
+/// How a node is started.
+pub(crate) struct Plan {
+    pub(crate) id: &'static str,
+    /// For containers; one of its action takes all of the usual.
+    pub(crate) memory: ByteSize,
+    pub(crate) join: Option<SocketAddr>,
+    pub(crate) drain_deadline: Duration,
 }
 
-pub(crate) async fn start_to_drain_for(
-    drain_deadline: Duration,
+impl Default for Plan {
+    fn default() -> Self {
+        let drain_deadline = ProtocolSection::default().drain_deadline;
+        Self { id: "n1", memory: ByteSize::mib(256), join: None, drain_deadline }
+    }
+}
+
+/// With room for one container of its action.
+pub(crate) async fn start(folder: &TempDir, cluster: &str, engine: Arc<dyn Engine>, store: &Arc<FailingStore>) -> Node {
+    start_as(&Plan::default(), folder, cluster, engine, store).await
+}
+
+pub(crate) async fn start_as(
+    plan: &Plan,
     folder: &TempDir,
     cluster: &str,
     engine: Arc<dyn Engine>,
@@ -64,7 +80,7 @@ pub(crate) async fn start_to_drain_for(
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let config = NodeConfig {
             node: NodeSection {
-                id: "n1".to_owned(),
+                id: plan.id.to_owned(),
                 data_dir: folder.path().to_owned(),
                 cluster: cluster.to_owned(),
                 ..NodeSection::default()
@@ -74,9 +90,13 @@ pub(crate) async fn start_to_drain_for(
                 api: SocketAddr::from(([127, 0, 0, 1], 0)),
                 ..ListenSection::default()
             },
-            // One container of it fits.
-            engine: EngineSection { memory: Some(ByteSize::mib(256)), ..EngineSection::default() },
-            protocol: ProtocolSection { queue_per_action: QUEUE, drain_deadline, ..ProtocolSection::default() },
+            join: plan.join.iter().map(SocketAddr::to_string).collect(),
+            engine: EngineSection { memory: Some(plan.memory), ..EngineSection::default() },
+            protocol: ProtocolSection {
+                queue_per_action: QUEUE,
+                drain_deadline: plan.drain_deadline,
+                ..ProtocolSection::default()
+            },
             ..NodeConfig::default()
         };
         let parts = Parts {
@@ -85,7 +105,7 @@ pub(crate) async fn start_to_drain_for(
             net: Arc::new(HostNet),
             datagrams: Arc::new(UdpDatagrams),
             clock: Clock::default(),
-            data_dir: data_dir(folder, cluster).await,
+            data_dir: data_dir(folder, plan.id, cluster).await,
             faults: None,
         };
         match Node::start(config, parts).await {
@@ -98,10 +118,10 @@ pub(crate) async fn start_to_drain_for(
 }
 
 /// A life before may still be on its way out.
-async fn data_dir(folder: &TempDir, cluster: &str) -> DataDir {
+async fn data_dir(folder: &TempDir, id: &str, cluster: &str) -> DataDir {
     let until = Instant::now() + SOON;
     loop {
-        match DataDir::open(folder.path(), "n1", cluster) {
+        match DataDir::open(folder.path(), id, cluster) {
             Ok(open) => return open,
             Err(error) => assert!(Instant::now() < until, "{error}"),
         }
