@@ -4,14 +4,18 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use nix::unistd::Uid;
+use serde_json::json;
 
 use crate::expect_words;
-use crate::support::{Place, Settings};
+use crate::support::agent::can_be_elsewhere;
+use crate::support::{Place, SOON, Settings, until};
 
 const FAILURE: i32 = 1;
+/// The id is another agent's.
+const CONFLICT: i32 = 4;
 /// A user without privileges.
 const NOBODY: u32 = 65534;
 
@@ -107,6 +111,38 @@ fn a_damaged_data_folder_is_refused_with_the_file_and_what_to_do() {
         fs::write(&damaged, good).unwrap();
     }
     Settings::new(&place, "n1").start().stop();
+}
+
+#[test]
+fn a_data_folder_that_was_copied_to_another_host_is_refused_while_its_node_is_up() {
+    if !can_be_elsewhere() {
+        return;
+    }
+    let place = Place::new();
+    let mut first = Settings::new(&place, "n1").start();
+    first.create_builtin("kept", "echo", 1);
+    first.stop();
+    copy(&place.file("n1"), &place.file("copy"));
+    first.restart();
+    let copied = || Settings { data_dir: place.file("copy"), elsewhere: true, ..Settings::new(&place, "n1") };
+    let (code, said) = Settings { join: vec![first.mesh_addr()], ..copied() }.refused();
+    assert_eq!(code, CONFLICT, "{said}");
+    expect_words(&said, &["node `n1`", "already up", &first.mesh_addr().to_string(), "not a copy"]);
+    assert_eq!(first.status()["ready"], true, "the first goes on");
+    // Nobody tells this one: it finds out when they meet, and the newer one goes on.
+    let mut copy = copied().start();
+    let join = vec![first.mesh_addr(), copy.mesh_addr()];
+    let mut peer = Settings { join, ..Settings::new(&place, "n2") }.start();
+    assert_eq!(first.wait(SOON).code(), Some(CONFLICT));
+    until("their peer knows the newer one", || peer.member_state("n1").as_deref() == Some("live"));
+    assert_eq!(copy.run("kept", &json!({"n": 1})).result["echo"], json!({"n": 1}));
+    copy.stop();
+    peer.stop();
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(status.success());
 }
 
 /// A folder that node `n1` has been started on and that it left cleanly.

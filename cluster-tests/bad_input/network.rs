@@ -120,6 +120,31 @@ fn garbage_on_the_grpc_port_harms_nobody() {
 }
 
 #[test]
+fn grpc_messages_that_are_no_messages_are_counted_and_refused() {
+    const RUN: &str = "/embermesh.v1.Mesh/Run";
+    let mesh = Mesh::of(1);
+    let message = |says: u32, compressed: u8, bytes: &[u8]| [&[compressed], &says.to_be_bytes()[..], bytes].concat();
+    let cases = [
+        ("bytes that are no protobuf", RUN, message(3, 0, &[0xff; 3])),
+        ("less than it says", RUN, message(100, 0, &[0; 3])),
+        ("no head of a message", RUN, vec![0, 0]),
+        ("an unknown compression", RUN, message(3, 7, &[0; 3])),
+        ("more than is taken in", RUN, message(u32::MAX, 0, &[0; 3])),
+        ("an unknown method", "/embermesh.v1.Mesh/Nope", message(0, 0, &[])),
+        ("an unknown service", "/embermesh.v9.Mesh/Run", message(0, 0, &[])),
+    ];
+    for (number, (what, path, message)) in cases.into_iter().enumerate() {
+        let mut stream = TcpStream::connect(mesh[1].mesh_addr()).unwrap();
+        stream.write_all(&grpc_call(path, &message)).unwrap();
+        until(&format!("it is counted: {what}"), || {
+            let metrics = String::from_utf8(mesh[1].get("/metrics").body).unwrap();
+            metrics.lines().any(|line| line == format!("embermesh_grpc_malformed_total {}", number + 1))
+        });
+    }
+    expect_it_serves(&mesh);
+}
+
+#[test]
 fn garbage_on_the_api_port_harms_nobody() {
     let mesh = Mesh::of(1);
     let mut random = Random(0xcafe);
@@ -138,6 +163,31 @@ fn garbage_on_the_api_port_harms_nobody() {
         let _ = stream.write_all(&case).and_then(|()| stream.read(&mut [0; 4096]));
     }
     expect_it_serves(&mesh);
+}
+
+/// A connection's first bytes: the preface, and one call with that message.
+fn grpc_call(path: &str, message: &[u8]) -> Vec<u8> {
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let text = |value: &str| [&[value.len() as u8], value.as_bytes()].concat();
+    // HPACK: POST and http by their numbers, then :path, :authority, content-type and te as texts.
+    let (post, http) = (0x83, 0x86);
+    let headers = [
+        &[post, http, 0x04][..],
+        &text(path),
+        &[0x01],
+        &text("n1"),
+        &[0x0f, 0x10],
+        &text("application/grpc"),
+        &[0x00],
+        &text("te"),
+        &text("trailers"),
+    ]
+    .concat();
+    let (end_stream, end_headers) = (1, 4);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    [preface, frame(4, 0, 0, &[]), frame(1, end_headers, 1, &headers), frame(0, end_stream, 1, message)].concat()
 }
 
 fn dropped(mesh: &Mesh) -> u64 {

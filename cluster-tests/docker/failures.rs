@@ -42,6 +42,22 @@ fn images_that_can_not_serve_are_told_and_the_node_goes_on() {
 }
 
 #[test]
+fn a_container_that_answers_after_its_time_out_fails_that_call_and_serves_nobody_again() {
+    if !is_here() {
+        return;
+    }
+    let mesh = DockerMesh::of(1);
+    let limits = json!({"memory": 128, "timeout": 500});
+    mesh[1].create("late", &json!({"exec": {"kind": "builtin:1", "main": "sleep"}, "limits": limits}));
+    let first = mesh[1].run("late", &json!({"ms": 1}));
+    let ran = mesh[1].invoke("late", &json!({"ms": 2_000}));
+    assert_eq!(ran.status, 502, "{}", ran.record);
+    assert!(ran.error().contains("exceeded its time limits of 500 milliseconds"), "{}", ran.record);
+    assert_ne!(mesh[1].run("late", &json!({"ms": 1})).container(), first.container());
+    until("it is gone", || mesh.docker.state(first.container()).is_none());
+}
+
+#[test]
 fn an_image_without_a_runtime_in_it_is_told() {
     if !is_here() {
         return;

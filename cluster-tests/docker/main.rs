@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod adoption;
+mod agents;
 mod engine;
 mod failures;
 mod images;

@@ -4,6 +4,7 @@
 
 mod clocks;
 mod engines;
+mod namespaces;
 mod partitions;
 mod refusals;
 #[allow(dead_code, unused_imports, reason = "each target uses its own part of it")]

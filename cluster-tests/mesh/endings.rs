@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::api::{action_path, blocking};
-use crate::support::{Mesh, Place, Settings, until};
+use crate::support::{Mesh, Place, Plan, Settings, until};
 
 #[test]
 fn a_draining_node_refuses_new_work_lets_runs_end_and_says_so() {
@@ -47,13 +47,32 @@ fn a_drain_tells_what_is_left_at_its_deadline_and_kills_it_only_when_forced() {
     let drained = mesh[1].cli(&["drain", "--deadline", "300ms", "-o", "json"]);
     assert_eq!(drained.status.code(), Some(4), "{drained:?}");
     let outcome: Value = serde_json::from_slice(&drained.stdout).unwrap();
-    assert_eq!(outcome, json!({"drained": false, "left": [first.container()]}));
+    assert_eq!(outcome, json!({"drained": false, "left": [first.container()], "at_peers": 0, "owed": 0}));
     assert_eq!(mesh[1].containers()[0]["busy"], json!(1), "it runs on");
     let forced = mesh[1].cli(&["drain", "--deadline", "300ms", "--force"]);
     assert_eq!(forced.status.code(), Some(0), "{forced:?}");
     let ran = caller.join().unwrap();
     assert_eq!(ran.status, 502, "{}", ran.record);
     until("nothing is left", || mesh[1].container_folders().is_empty());
+}
+
+#[test]
+fn a_drain_tells_of_calls_that_run_at_peers_and_ends_when_they_have() {
+    let mesh = Plan::nodes(2).memory_of(2, "128MiB").start();
+    let action = json!({"exec": {"kind": "builtin:1", "main": "sleep"}, "limits": {"memory": 256}});
+    mesh[1].create("far", &action);
+    mesh[1].run("far", &json!({"ms": 0}));
+    thread::scope(|scope| {
+        let run = scope.spawn(|| mesh[2].run("far", &json!({"ms": 2500})));
+        until("it runs at the peer", || mesh[1].containers()[0]["busy"] == 1);
+        let drained = mesh[2].cli(&["drain", "--deadline", "300ms", "-o", "json"]);
+        assert_eq!(drained.status.code(), Some(4), "{drained:?}");
+        let outcome: Value = serde_json::from_slice(&drained.stdout).unwrap();
+        assert_eq!(outcome, json!({"drained": false, "left": [], "at_peers": 1, "owed": 0}));
+        let drained = mesh[2].cli(&["drain", "--deadline", "20s"]);
+        assert_eq!(drained.status.code(), Some(0), "{drained:?}");
+        assert_eq!(run.join().unwrap().number("slept_ms"), 2500);
+    });
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::api::action_path;
+use crate::support::api::{action_path, container_path};
 use crate::support::{Mesh, Plan, at_once, distinct, until};
 
 #[test]
@@ -51,10 +51,8 @@ fn ten_nodes_that_call_first_at_the_same_moment_make_about_one_cold_start() {
 #[test]
 fn a_node_that_joins_later_knows_all_actions_and_runs_them() {
     let mut mesh = Mesh::of(1);
-    let script = "#!/bin/sh\nwhile read -r line; do echo \"{\\\"node\\\":\\\"$__EMBERMESH_NODE\\\"}\" >&3; done\n";
-    let code = |text: &str| json!({"exec": {"kind": "actionloop:1", "code": text, "binary": false}});
     for number in 0..20 {
-        mesh[1].create(&format!("action-{number}"), &code(&format!("{script}# {number}\n")));
+        mesh[1].create(&format!("action-{number}"), &tells_its_node(number));
     }
     mesh.add("n2");
     until("the newcomer lists all actions", || {
@@ -65,6 +63,32 @@ fn a_node_that_joins_later_knows_all_actions_and_runs_them() {
     assert_eq!(ran.node(), "n2");
     let shown = mesh[2].get("/api/v1/namespaces/_/actions/action-13").expect(200);
     assert!(shown["exec"]["code"].as_str().unwrap().ends_with("# 13\n"), "{shown}");
+}
+
+#[test]
+fn a_node_that_joins_later_learns_actions_that_are_too_large_for_one_message() {
+    let mut mesh = Mesh::of(1);
+    let large = "x".repeat(1_000_000);
+    for number in 0..20 {
+        let parameters = json!([{"key": "large", "value": large}]);
+        let action = json!({"exec": {"kind": "builtin:1", "main": "echo"}, "parameters": parameters});
+        mesh[1].create(&format!("large-{number}"), &action);
+    }
+    mesh.add("n2");
+    until("the newcomer lists all actions", || {
+        mesh[2].get("/api/v1/namespaces/_/actions?count=true").json()["actions"] == 20
+    });
+}
+
+#[test]
+fn code_comes_from_any_peer_that_has_it_when_the_node_that_made_the_action_is_gone() {
+    let mut mesh = Mesh::of(3);
+    mesh[1].create("script", &tells_its_node(1));
+    assert_eq!(mesh[2].run("script", &json!({})).node(), "n2", "nobody had a container: it starts where it is called");
+    mesh.agent(1).kill();
+    let container = mesh[2].containers()[0]["container_id"].clone();
+    mesh[2].post(&container_path(container.as_str().unwrap(), "remove"), &json!({"force": true})).expect(200);
+    assert_eq!(mesh[3].run("script", &json!({})).node(), "n3");
 }
 
 #[test]
@@ -95,4 +119,10 @@ fn calls_at_a_node_that_never_ran_the_action_run_at_once_in_a_peers_container() 
     mesh[1].run("wide", &json!({"ms": 0}));
     let ran = at_once(10, |_| mesh[2].run("wide", &json!({"ms": 30_000, "until": 10})));
     assert_eq!(ran.iter().map(|ran| ran.number("peak")).max(), Some(10));
+}
+
+/// An action with code of its own.
+fn tells_its_node(number: usize) -> Value {
+    let script = "#!/bin/sh\nwhile read -r line; do echo \"{\\\"node\\\":\\\"$__EMBERMESH_NODE\\\"}\" >&3; done\n";
+    json!({"exec": {"kind": "actionloop:1", "code": format!("{script}# {number}\n"), "binary": false}})
 }

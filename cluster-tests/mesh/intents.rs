@@ -1,12 +1,12 @@
 //! Intents to pause and remove containers, and the vetoes of peers.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::{Mesh, Plan, Ran, until};
+use crate::support::{Mesh, Plan, Ran, at_once, until};
 
 #[test]
 fn a_peer_with_forecast_demand_vetoes_a_remove_intent() {
@@ -112,6 +112,29 @@ fn an_idle_container_is_paused_resumed_by_a_call_and_removed_in_the_end() {
     assert_eq!((again.container(), again.number("pid")), (first.container(), first.number("pid")));
     assert_eq!(again.annotation("served"), json!("resumed"));
     until("it is removed", || mesh[1].container_folders().is_empty());
+}
+
+#[test]
+fn of_copies_that_idle_out_together_one_is_kept_longest() {
+    let idle_timeout = Duration::from_secs(6);
+    let mesh = Plan::nodes(3)
+        .set("EMBERMESH_PROTOCOL_PAUSE_GRACE", "300ms")
+        .set("EMBERMESH_PROTOCOL_IDLE_TIMEOUT", "6s")
+        .set("EMBERMESH_PROTOCOL_TTL", "300ms")
+        .start();
+    mesh[1].create_builtin("copied", "sleep", 1);
+    let copies = || mesh.agents.iter().map(|agent| agent.containers().len()).collect::<Vec<_>>();
+    crate::support::soon("each node has a copy", || {
+        // As many at each as all have slots.
+        at_once(6, |n| mesh[n % 3 + 1].run("copied", &json!({"ms": 400})));
+        copies().iter().all(|count| *count > 0).then_some(())
+    });
+    let all = || copies().iter().sum::<usize>();
+    until("one is left", || all() == 1);
+    let began = Instant::now();
+    until("and goes as well", || all() == 0);
+    // All others are spare, which are kept half as long.
+    assert!(began.elapsed() > idle_timeout / 4, "it went {:?} after the others", began.elapsed());
 }
 
 #[test]

@@ -5,13 +5,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
 use serde_json::{Value, json};
 
 use crate::support::api::{action_path, annotation, blocking};
-use crate::support::{Agent, Place, Plan, Settings, at_once, until, within};
+use crate::support::{Agent, Answer, Place, Plan, Settings, at_once, soon, until, within};
 
 #[test]
 fn after_a_sigkill_each_accepted_activation_ends_once_and_none_runs_twice() {
@@ -191,6 +194,69 @@ fn a_clean_stop_leaves_what_waits_to_the_next_start() {
 }
 
 #[test]
+fn a_drain_under_load_fails_no_call_and_keeps_every_promise() {
+    let mesh = Plan::nodes(3).memory("512MiB").start();
+    let ran = mesh.place.file("ran");
+    create_noting_as(&mesh[1], "note", &ran, 0.05, false);
+    for agent in &mesh.agents {
+        until("the action is known", || agent.get(&action_path("note")).status == 200);
+    }
+    let (stop, promised, answered) = (AtomicBool::new(false), Mutex::default(), Mutex::default());
+    let stopped = || stop.load(Ordering::Relaxed);
+    let add = |ids: &Mutex<Vec<String>>, id: String| ids.lock().unwrap().push(id);
+    let count = |ids: &Mutex<Vec<String>>| ids.lock().unwrap().len();
+    // 503 is no failed call if it says when to come back, and somebody else takes it.
+    let turned_away = |answer: &Answer| answer.status == 503 && answer.header("retry-after").is_some();
+    let promising = || {
+        while !stopped() {
+            until("not too many wait", || stopped() || mesh[1].status()["owed"].as_u64() < Some(40));
+            let answer = mesh[1].post(&action_path("note"), &json!({}));
+            if turned_away(&answer) {
+                return;
+            }
+            add(&promised, text(&answer.expect(202), "activationId"));
+        }
+    };
+    let calling = |from: usize| {
+        let mut turn = from;
+        while !stopped() {
+            let answer = soon("some node takes it", || {
+                turn += 1;
+                let answer = mesh[turn % 3 + 1].post(&blocking("note"), &json!({}));
+                (!turned_away(&answer)).then_some(answer)
+            });
+            add(&answered, text(&answer.expect(200), "activationId"));
+        }
+    };
+    let drained = thread::scope(|scope| {
+        let callers: Vec<_> = (0..3).map(|from| scope.spawn(move || calling(from))).collect();
+        let promiser = scope.spawn(promising);
+        let stopping = StopWhenDropped(&stop);
+        until("calls are served and promises made", || count(&promised) > 60 && count(&answered) > 20);
+        let drained = mesh[1].cli(&["drain", "--deadline", "60s", "-o", "json"]);
+        let so_far = count(&answered);
+        until("calls are served elsewhere", || count(&answered) > so_far + 10);
+        drop(stopping);
+        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        promiser.join().unwrap();
+        drained
+    });
+    let outcome: Value = serde_json::from_slice(&drained.stdout).unwrap();
+    assert_eq!(outcome, json!({"drained": true, "left": [], "at_peers": 0, "owed": 0}), "{drained:?}");
+    assert!(mesh[1].containers().is_empty() && mesh[1].status()["owed"] == 0);
+    let (promised, answered) = (promised.into_inner().unwrap(), answered.into_inner().unwrap());
+    for id in &promised {
+        let record = mesh[1].record(id);
+        assert_eq!(record["response"]["status"], json!("success"), "{record}");
+    }
+    let mut begun = lines(&ran);
+    begun.sort_unstable();
+    let mut expected = [promised, answered].concat();
+    expected.sort_unstable();
+    assert_eq!(begun, expected, "each ran once, and nothing else did");
+}
+
+#[test]
 fn a_node_leaves_only_when_it_owes_nothing_unless_it_is_forced() {
     let mut mesh = Plan::nodes(2).memory("128MiB").start();
     let ran = mesh.place.file("ran");
@@ -296,6 +362,15 @@ fn a_damaged_store_is_refused_with_its_path_and_what_to_do() {
         assert!(said.contains(words), "`{words}` is not in: {said}");
     }
     assert_eq!(fs::read(&store).unwrap(), content);
+}
+
+/// Whatever fails, nobody goes on for ever.
+struct StopWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for StopWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Its activation id.

@@ -6,9 +6,39 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::support::agent::BINARY;
 use crate::support::{Mesh, Place, SOON, Settings, soon};
+
+#[test]
+fn grpc_tools_find_out_that_the_mesh_port_serves_and_what() {
+    let mesh = Mesh::of(1);
+    let address = format!("http://{}", mesh[1].mesh_addr());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let channel = tonic::transport::Channel::from_shared(address).unwrap().connect().await.unwrap();
+        let check = HealthCheckRequest { service: "embermesh.v1.Mesh".to_owned() };
+        let health = HealthClient::new(channel.clone()).check(check).await.unwrap().into_inner();
+        assert_eq!(health.status(), ServingStatus::Serving);
+
+        let ask = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let asks = tokio_stream::iter([ask]);
+        let mut answers = ServerReflectionClient::new(channel).server_reflection_info(asks).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().message_response;
+        let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+        assert!(list.service.iter().any(|service| service.name == "embermesh.v1.Mesh"), "{list:?}");
+    });
+}
 
 #[test]
 fn events_tell_what_happens_as_it_happens() {

@@ -42,6 +42,8 @@ pub(crate) struct Settings {
     pub(crate) args: Vec<String>,
     /// As if on another host: it sees none of this one's locks. Needs root.
     pub(crate) elsewhere: bool,
+    /// In the network namespace of that process. Needs root.
+    pub(crate) namespace: Option<u32>,
 }
 
 /// A running agent. Killed when dropped, if it still runs.
@@ -67,6 +69,7 @@ impl Settings {
             env: TIMES.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             args: Vec::new(),
             elsewhere: false,
+            namespace: None,
         }
     }
 
@@ -82,7 +85,11 @@ impl Settings {
 
     /// The agent's command line, with nothing of this process's own settings.
     pub(crate) fn command(&self) -> Command {
-        let mut command = if self.elsewhere { on_another_host() } else { Command::new(BINARY) };
+        let mut command = match self.namespace {
+            Some(pid) => in_namespace_of(pid),
+            None if self.elsewhere => on_another_host(),
+            None => Command::new(BINARY),
+        };
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EMBERMESH_")) {
             command.env_remove(name);
         }
@@ -296,6 +303,12 @@ pub(crate) fn free_address() -> SocketAddr {
 fn on_another_host() -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--", "sh", "-c", r#"mount -t tmpfs none /run && exec "$0" "$@""#, BINARY]);
+    command
+}
+
+fn in_namespace_of(pid: u32) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &pid.to_string(), "--net", "--", BINARY]);
     command
 }
 

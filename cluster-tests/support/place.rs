@@ -47,6 +47,16 @@ impl Place {
         processes_of(self.path())
     }
 
+    /// Containers' sockets, and mounts in this folder. A namespace lives no longer than its last process, unless it is
+    /// mounted.
+    fn left_in_kernel(&self) -> Vec<String> {
+        let mark = self.path().display().to_string();
+        let of = |file: &str| fs::read_to_string(file).unwrap_or_default();
+        let [sockets, mounts] = ["/proc/net/unix", "/proc/self/mounts"].map(of);
+        let sockets = sockets.lines().filter(|line| line.contains("/containers/"));
+        sockets.chain(mounts.lines()).filter(|line| line.contains(&mark)).map(str::to_owned).collect()
+    }
+
     /// Fails when a process of these agents is still there.
     #[track_caller]
     pub(crate) fn expect_no_processes(&self) {
@@ -68,6 +78,9 @@ impl Drop for Place {
         }
         if !std::thread::panicking() {
             self.expect_no_processes();
+            within(Duration::from_secs(5), "no socket and no mount of this test is left", || {
+                self.left_in_kernel().is_empty().then_some(())
+            });
         }
     }
 }

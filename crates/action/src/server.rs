@@ -37,6 +37,8 @@ pub(crate) struct Call<'a> {
     pub(crate) request: RunRequest<'a>,
     /// The request as it came.
     pub(crate) body: &'a [u8],
+    /// The calling agent's, if it told.
+    pub(crate) epoch: Option<u64>,
     pub(crate) log: Arc<ActivationLog>,
 }
 
@@ -174,7 +176,7 @@ impl Server {
             return outdated;
         }
         let log = Arc::new(ActivationLog::new(self.lines.clone(), request.activation_id.as_str()));
-        self.target.run(Call { request, body: &body, log }).await
+        self.target.run(Call { request, body: &body, epoch, log }).await
     }
 }
 

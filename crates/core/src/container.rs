@@ -78,6 +78,8 @@ pub struct Run {
     pub started_at: Time,
     /// Over its time-out: answered as failed, its slot never returns.
     pub overdue: bool,
+    /// That it was the first after a start or a resume.
+    pub fresh: Option<Served>,
 }
 
 impl Container {
@@ -164,10 +166,10 @@ impl Container {
     }
 
     /// Starts an own run. The caller has checked that a slot is free.
-    pub fn start_own(&mut self, run: RunId, activation: ActivationId, now: Time) {
+    pub fn start_own(&mut self, run: RunId, activation: ActivationId, fresh: Option<Served>, now: Time) {
         debug_assert!(self.free() > 0);
         self.outside += 1;
-        self.begin(run, Run { activation, lease: None, started_at: now, overdue: false });
+        self.begin(run, Run { activation, lease: None, started_at: now, overdue: false, fresh });
     }
 
     /// Starts a run on a lease: the owner's one check of fence, holder, time and slot.
@@ -198,7 +200,7 @@ impl Container {
         let kept = keep.clamp(lease.running, lease.slots);
         self.leased -= lease.slots - kept;
         lease.slots = kept;
-        self.begin(run, Run { activation, lease: Some(fence), started_at: now, overdue: false });
+        self.begin(run, Run { activation, lease: Some(fence), started_at: now, overdue: false, fresh: None });
         Ok(())
     }
 
@@ -249,8 +251,21 @@ impl Container {
 
     /// Ends a run that the container has answered, or that never reached it.
     pub fn end_run(&mut self, run: RunId, now: Time) -> Option<Run> {
-        let ended = self.runs.remove(&run)?;
+        let ended = self.take_run(run, now)?;
         self.runs_ended += 1;
+        Some(ended)
+    }
+
+    /// Takes a run back that was not begun: the container is as before.
+    pub fn withdraw_run(&mut self, run: RunId, now: Time) -> Option<Run> {
+        let withdrawn = self.take_run(run, now)?;
+        self.runs_started -= 1;
+        self.fresh = self.fresh.or(withdrawn.fresh);
+        Some(withdrawn)
+    }
+
+    fn take_run(&mut self, run: RunId, now: Time) -> Option<Run> {
+        let ended = self.runs.remove(&run)?;
         match ended.lease.and_then(|fence| self.leases.get_mut(&fence)) {
             Some(lease) => lease.running -= 1,
             None => self.outside -= 1,

@@ -232,6 +232,8 @@ pub enum End {
     Indeterminate,
     /// Its caller left while it waited.
     Dropped,
+    /// Taken back before it was handed on; it may be asked for once more.
+    Withdrawn,
 }
 
 impl What {
@@ -250,7 +252,9 @@ impl What {
                 heard(request, Heard::Refused)
             }
             Input::ReserveDenied { request, .. } => heard(request, Heard::Settled),
-            Input::ReserveFailed { request, never_sent: true } => heard(request, Heard::NeverLeft),
+            Input::ReserveFailed { request, never_sent: true } | Input::ReserveWithdrawn { request } => {
+                heard(request, Heard::NeverLeft)
+            }
             Input::RunAnswered { request, end } => match end {
                 RemoteEnd::Refused(RunRefusal::WrongEpoch | RunRefusal::StaleRequest) => heard(request, Heard::Refused),
                 RemoteEnd::Answered { .. } | RemoteEnd::Refused(_) => heard(request, Heard::Settled),

@@ -53,10 +53,16 @@ pub enum Input {
         owner: NodeId,
         fence: Fence,
     },
-    /// Stop accepting work and end all containers; at the deadline report what is left, or kill it.
+    /// Stop accepting work, finish what runs and what the journal keeps, and end all containers; at the deadline
+    /// report what is left, or kill it.
     DrainRequested {
         deadline_us: Micros,
         force: bool,
+    },
+    /// The same in haste: what the journal keeps and has not begun is left to the next life of this node, and at the
+    /// deadline what is left is killed.
+    StopRequested {
+        deadline_us: Micros,
     },
     /// Stop accepting work and let runs and leases end, but keep the containers: the next life of this node adopts
     /// them. At the deadline report those that are still in use.
@@ -171,6 +177,10 @@ pub enum Input {
     ReserveFailed {
         request: RequestId,
         never_sent: bool,
+    },
+    /// It was not sent, and the activation that it carries is taken back: nothing is wrong with the peer.
+    ReserveWithdrawn {
+        request: RequestId,
     },
     RunAnswered {
         request: RequestId,

@@ -12,6 +12,7 @@
 //! | [`input`], [`output`] | the two halves of the interface |
 //! | [`container`] | life cycle, slots, leases and intent of one own container |
 //! | [`node`] | the state of one node and its steps |
+//! | [`gossiped`] | adverts and intents as gossip carries them |
 //! | [`estimates`], [`policy`] | measured figures, and the decisions that users may replace |
 //! | [`history`] | what happened, as nodes tell it, and the invariants that judge it |
 //! | [`stage`] | what namespaces share, by deficit round robin |
@@ -21,6 +22,7 @@
 pub mod config;
 pub mod container;
 pub mod estimates;
+pub mod gossiped;
 pub mod history;
 pub mod ids;
 pub mod input;

@@ -40,10 +40,17 @@ pub enum Mutation {
     StageStarves,
     /// Every node counts its copy as the last one.
     AllAreLast,
+    /// An activation is acknowledged while its journal has still to write it.
+    PromisedBeforeDisk,
+    /// A copy of a request does not wait for the run of the first one: the driver makes it once more.
+    JoinedRunsAgain,
+    /// A new life of a node does not end what the one before had begun to remove.
+    RemovalForgotten,
 }
 
 impl Mutation {
-    pub const ALL: [Mutation; 17] = [
+    /// Those in this crate, which the model, the mesh and the rules see (`crates/sim/tests/gate.rs`).
+    pub const CORE: [Mutation; 17] = [
         Mutation::CommitWithoutRecheck,
         Mutation::NoGrace,
         Mutation::CountsFromLastSend,
@@ -62,6 +69,10 @@ impl Mutation {
         Mutation::StageStarves,
         Mutation::AllAreLast,
     ];
+
+    /// Those in the driver, which real nodes have to show (`crates/node/tests/gate`).
+    pub const DRIVER: [Mutation; 3] =
+        [Mutation::PromisedBeforeDisk, Mutation::JoinedRunsAgain, Mutation::RemovalForgotten];
 }
 
 #[cfg(feature = "mutations")]
@@ -77,18 +88,17 @@ mod switch {
         ON.store(mutation.map_or(0, |m| m as u8), Ordering::SeqCst);
     }
 
-    pub(crate) fn on(mutation: Mutation) -> bool {
+    /// Whether the bug is there.
+    pub fn on(mutation: Mutation) -> bool {
         ON.load(Ordering::Relaxed) == mutation as u8
     }
 }
 
 #[cfg(feature = "mutations")]
-pub(crate) use switch::on;
-#[cfg(feature = "mutations")]
-pub use switch::set;
+pub use switch::{on, set};
 
 /// Whether the bug is there: never, in this build.
 #[cfg(not(feature = "mutations"))]
-pub(crate) const fn on(_: Mutation) -> bool {
+pub const fn on(_: Mutation) -> bool {
     false
 }

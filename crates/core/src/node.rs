@@ -55,7 +55,7 @@ use drain::Drain;
 use holder::{HeldLease, OutRequest};
 use home::{HomeStep, Notices};
 use intents::Heard;
-use origin::Activation;
+use origin::{Activation, Kept};
 use owner::Waiting;
 use peers::{Peer, PeerAdvert, Published};
 use starts::StartRequest;
@@ -72,7 +72,7 @@ pub struct Node {
     activations: BTreeMap<ActivationId, Activation>,
     queued_bytes: u64,
     /// Bodies that the journal keeps: they count like those that wait.
-    kept: BTreeMap<ActivationId, u64>,
+    kept: BTreeMap<ActivationId, Kept>,
     kept_bytes: u64,
     containers: BTreeMap<u64, Container>,
     held: BTreeMap<LeaseKey, HeldLease>,
@@ -325,6 +325,7 @@ impl Node {
             Input::VetoRequested { container, round, hold_us } => self.handle_veto_request(container, round, hold_us),
             Input::ReleaseRequested { owner, fence } => self.handle_release_request(&owner, fence),
             Input::DrainRequested { deadline_us, force } => self.handle_drain(deadline_us, force),
+            Input::StopRequested { deadline_us } => self.handle_stop(deadline_us),
             Input::HandOverRequested { deadline_us } => self.handle_hand_over(deadline_us),
             Input::ActionChanged { spec } => {
                 // Of one that this node has nothing to do with, the registry knows enough.
@@ -379,6 +380,7 @@ impl Node {
             }
             Input::ReserveDenied { request, denial, hint } => self.on_denied(&request, denial, hint),
             Input::ReserveFailed { request, never_sent } => self.on_reserve_failed(&request, never_sent),
+            Input::ReserveWithdrawn { request } => self.on_reserve_withdrawn(&request),
             Input::RunAnswered { request, end } => self.on_run_answered(&request, end),
             Input::RecallReceived { owner, owner_epoch, fence } => self.on_recall(owner, owner_epoch, fence),
             Input::NoticeAnswered { hash, advice } => self.on_advice(hash, advice),
@@ -430,6 +432,7 @@ impl Node {
                 continue;
             }
             self.serve(&action);
+            self.drain_action(&action);
             self.pump_starts();
             self.refresh_advert(&action);
             self.forget_if_unused(&action);

@@ -117,10 +117,25 @@ pub enum Output {
     Event(Event),
     /// For whoever judges; only if [`Node::with_history`](crate::Node::with_history) asked for it.
     History(Box<Record>),
-    /// The drain ended; `left` is empty when all containers are gone, or idle if they are to be handed over.
-    Drained {
-        left: Vec<u64>,
-    },
+    /// The drain ended: well, if nothing is left of all that it waited for.
+    Drained(DrainEnd),
+}
+
+/// What a drain has left.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct DrainEnd {
+    /// Own containers; those that are idle and to be handed over don't count.
+    pub containers: Vec<u64>,
+    /// Own activations that run at peers.
+    pub at_peers: u32,
+    /// Own activations that the journal keeps, those at peers included.
+    pub owed: u32,
+}
+
+impl DrainEnd {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -236,11 +251,15 @@ pub enum RunAnswer {
 pub enum Denial {
     /// Meant for another epoch of the owner.
     WrongEpoch,
-    /// From an older epoch of the holder, or below its `open_from`.
+    /// From an older epoch of the holder that is not remembered, or below its `open_from`.
     StaleRequest,
+    /// From an older epoch of the holder: nothing was begun for it, and nothing will be.
+    NotTaken,
     StaleRevision,
     UnknownAction,
     NoCapacity,
+    /// The wait is over, and the container that was waited for is still on its way.
+    StillComing,
     /// The owner's own activations wait for these slots.
     Busy,
     Draining,
@@ -262,7 +281,7 @@ pub enum RunRefusal {
     NoSlot,
     Retiring,
     Full,
-    /// Accepted, but the body never reached the container.
+    /// The body never reached a container, and will not.
     NotStarted,
 }
 

@@ -38,7 +38,8 @@ pub(crate) fn run(args: AgentArgs) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let threads = config.node.threads_or_share();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: no runtime could be made: {error}");
@@ -191,6 +192,9 @@ fn configuration(args: &AgentArgs) -> anyhow::Result<NodeConfig> {
     }
     if let Some(cluster) = &args.cluster {
         config.node.cluster.clone_from(cluster);
+    }
+    if args.threads.is_some() {
+        config.node.threads = args.threads;
     }
     if let Some(history) = &args.history {
         config.node.history = Some(history.clone());

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use action::{ActionCommand, ActivationCommand, InvokeArgs};
 pub(crate) use agent::{AgentArgs, DemoArgs, Engine, LogFormat};
-pub(crate) use chaos::{ChaosCommand, Fault, InjectArgs, Way};
+pub(crate) use chaos::{ChaosCommand, ChaosRunArgs, Fault, InjectArgs, Way};
 
 const EXAMPLES: &str = "\
 Start a node, then talk to it from another terminal:
@@ -123,7 +123,7 @@ pub(crate) enum OperatorCommand {
     /// Give a lease back before it runs out
     Release(ReleaseArgs),
 
-    /// Empty the node: no new work, and all containers end as soon as they are idle
+    /// Empty the node: no new work, what was accepted is finished, then all containers end
     Drain(DrainArgs),
 
     /// Take the node out of the mesh and end its agent, once all activations that it accepted have ended
@@ -133,7 +133,7 @@ pub(crate) enum OperatorCommand {
         force: bool,
     },
 
-    /// Make faults on purpose, in a mesh that was started for it
+    /// Make faults on purpose, and judge what a mesh makes of them
     #[command(subcommand)]
     Chaos(ChaosCommand),
 }
@@ -203,8 +203,9 @@ pub(crate) struct ReleaseArgs {
 
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Waits until the node is empty. When something is left at the deadline it is listed, and the command
-exits 4; the node stays draining.
+Waits until the node is empty: runs have ended, here and at peers, and everything that was accepted
+with a 202 has its record. When something is left at the deadline it is told, and the command exits 4;
+the node stays draining.
 
 Examples:
   embermesh drain --deadline 2m
@@ -214,7 +215,7 @@ pub(crate) struct DrainArgs {
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub(crate) deadline: Option<Duration>,
 
-    /// Kill what is left at the deadline
+    /// Kill what is left here at the deadline; what was accepted and has not begun ends as failed
     #[arg(long)]
     pub(crate) force: bool,
 }

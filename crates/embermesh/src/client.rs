@@ -17,7 +17,7 @@ use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -31,6 +31,9 @@ pub(crate) const DEFAULT_API: &str = "http://127.0.0.1:3233";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that stays silent is probed, so that a watcher learns of a host that is gone.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// A connection that was idle for longer is not used again. Far below the 75 s after which an agent closes it, maybe in
+/// the moment in which a call arrives: and one that has been stopped for a while is late with closing.
+const KEPT_IDLE: Duration = Duration::from_secs(10);
 /// The largest answer: an action with 48 MB of code in base64, and some room.
 const MAX_ANSWER_BYTES: usize = 80 << 20;
 
@@ -45,11 +48,19 @@ pub(crate) struct Client {
 impl Client {
     /// `deadline` bounds each call from connecting to the answer's last byte, unless the call brings its own.
     pub(crate) fn new(base: BaseUrl, deadline: Duration) -> Self {
+        Self::keeping(base, deadline, KEPT_IDLE)
+    }
+
+    /// One whose connections may be idle for so long.
+    fn keeping(base: BaseUrl, deadline: Duration, idle: Duration) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_keepalive(Some(KEEPALIVE));
-        let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(idle)
+            .build(connector);
         Self { base, http, deadline }
     }
 

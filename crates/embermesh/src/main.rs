@@ -1,10 +1,12 @@
 //! `embermesh`: the agent, the demo and the operator's commands, in one binary.
 
 mod agent;
+mod chaos;
 mod cli;
 mod client;
 mod commands;
 mod demo;
+mod local_mesh;
 mod output;
 mod service;
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
             };
         }
         Some("__echo") => return demo::echo::serve(),
+        Some(chaos::HOLD) => return chaos::hold(args),
         _ => {}
     }
     let cli = Cli::parse();

@@ -1,7 +1,8 @@
 //! The demo as a new user runs it: real agents, and figures that come from what the actions answered.
 #![allow(clippy::unwrap_used)]
 
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,15 +33,66 @@ fn the_demo_shows_every_step_on_docker_and_leaves_nothing_running() {
     assert_eq!(String::from_utf8_lossy(&left.stdout), "", "containers of {cluster} are left");
 }
 
+#[test]
+fn an_interrupted_demo_fails_and_leaves_nothing_running() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for step in ["start", "reuse"] {
+        let mut demo = started(&["demo"]);
+        let cluster = format!("demo-{}", demo.id());
+        let mut told = BufReader::new(demo.stderr.take().unwrap()).lines().map_while(Result::ok);
+        assert!(told.any(|line| line.contains(step)), "it never came to `{step}`");
+        let interrupted = Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap();
+        assert!(interrupted.success());
+        let rest: Vec<String> = told.collect();
+        assert_eq!(demo.wait().unwrap().code(), Some(1));
+        assert!(rest.iter().any(|line| line.contains("interrupted")), "{rest:?}");
+        assert!(!running(&cluster), "something of {cluster} is left");
+    }
+}
+
+#[test]
+fn a_demo_that_is_kept_can_be_talked_to_and_ended_as_it_says() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let demo = started(&["demo", "--keep", "--json"]);
+    let cluster = format!("demo-{}", demo.id());
+    let output = demo.wait_with_output().unwrap();
+    let how = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{how}");
+    let commands = |starts: &str| how.lines().map(str::trim).filter(|l| l.starts_with(starts)).collect::<Vec<_>>();
+    let talk = commands("embermesh --api ");
+    assert_eq!(talk.len(), 3, "{how}");
+    for line in talk {
+        // Where to; what is said is up to the user.
+        let url = line.split_whitespace().nth(2).unwrap();
+        let mut members = Command::new(env!("CARGO_BIN_EXE_embermesh"));
+        let members = members.args(["--api", url, "-o", "json", "members"]).output().unwrap();
+        assert!(members.status.success(), "{line}: {}", String::from_utf8_lossy(&members.stderr));
+    }
+    let shell = |commands: Vec<&str>| {
+        let [command] = commands[..] else { panic!("{how}") };
+        assert!(Command::new("sh").args(["-c", command]).status().unwrap().success(), "{command}");
+    };
+    shell(commands("kill "));
+    let began = Instant::now();
+    while running(&cluster) {
+        assert!(began.elapsed() < Duration::from_secs(30), "something of {cluster} is left");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    shell(commands("rm -r "));
+}
+
+fn started(args: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_embermesh"));
+    // Agents take it for a mistyped key.
+    command.env_remove("EMBERMESH_REQUIRE_DOCKER");
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
 /// Its figures, and the name of its mesh.
 fn demo(options: &[&str]) -> (serde_json::Value, String) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let began = Instant::now();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_embermesh"));
-    // Agents take it for a mistyped key.
-    command.env_remove("EMBERMESH_REQUIRE_DOCKER");
-    command.args(["demo", "--json"]).args(options).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let demo = command.spawn().unwrap();
+    let demo = started(&[&["demo", "--json"], options].concat());
     let cluster = format!("demo-{}", demo.id());
     let output = demo.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -59,9 +111,12 @@ fn demo(options: &[&str]) -> (serde_json::Value, String) {
     (figures, cluster)
 }
 
+/// Whether a process is left of it: an agent by its command line, anything in a container by its node's folder, which
+/// both the supervisor's command line and the action's environment name.
 fn running(cluster: &str) -> bool {
     std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).split('\0').any(|word| word == cluster)
+        let read = |what| std::fs::read(entry.path().join(what)).unwrap_or_default();
+        let text = [read("cmdline"), read("environ")].concat();
+        String::from_utf8_lossy(&text).split('\0').any(|word| word.contains(cluster))
     })
 }

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use crate::containers::EngineError;
 use crate::node::Node;
 use crate::owned::runtime_for;
+use crate::peers::MAX_MESSAGE_BYTES;
 use crate::registry::action::{self, ActionEntry, Kind};
 use crate::registry::{ActionChange, CodeRef, Merge, RegistryError};
 use crate::rpc::server::entry_json;
@@ -22,8 +23,9 @@ use crate::store::{CodeError, code};
 const TELL_PEERS: Duration = Duration::from_secs(1);
 const LOOK_UP: Duration = Duration::from_secs(1);
 const FETCH_CODE: Duration = Duration::from_secs(30);
-/// Entries in one message of an exchange; what is left follows in the next.
+/// Entries in one message of an exchange, in number and in bytes; what is left follows in the next.
 const ENTRIES_PER_MESSAGE: usize = 500;
+const ENTRY_BYTES_PER_MESSAGE: usize = MAX_MESSAGE_BYTES / 2;
 const MOST_EXCHANGES: usize = 300;
 
 /// Why an action can't be changed.
@@ -158,15 +160,18 @@ impl Node {
                 Some(code.freeze())
             };
             let Ok(Some(fetched)) = timeout(FETCH_CODE, fetch).await else { continue };
-            if code::hash(&fetched) != hash {
-                tracing::warn!(peer = %peer, hash, "a peer sent other code than was asked for");
-                continue;
+            let (node, kept, wanted) = (self.clone(), fetched.clone(), hash.to_owned());
+            let is_right = self.blocking(move || {
+                let is_right = code::hash(&kept) == wanted;
+                if is_right && let Err(error) = node.codes().put(&kept) {
+                    tracing::warn!(hash = wanted, %error, "fetched code could not be kept");
+                }
+                Ok(is_right)
+            });
+            if is_right.await.ok()? {
+                return Some(fetched);
             }
-            let (node, kept) = (self.clone(), fetched.clone());
-            if let Err(error) = self.blocking(move || Ok(node.codes().put(&kept)?)).await {
-                tracing::warn!(hash, %error, "fetched code could not be kept");
-            }
-            return Some(fetched);
+            tracing::warn!(peer = %peer, hash, "a peer sent other code than was asked for");
         }
         None
     }
@@ -193,24 +198,23 @@ impl Node {
     async fn sync(&self, peer: &NodeId) -> Option<()> {
         let mut client = self.peers().client(peer)?;
         let mut entries = Vec::new();
+        let mut sent: Vec<v1::Known> = Vec::new();
         for _ in 0..MOST_EXCHANGES {
             let known = known_messages(&self.registry().summary());
-            let sent = !entries.is_empty();
             let message = v1::SyncActionsRequest { known, entries: std::mem::take(&mut entries) };
             let reply = timeout(LOOK_UP * 5, client.sync_actions(message)).await.ok()?.ok()?.into_inner();
-            if reply.entries.is_empty() && reply.wanted.is_empty() || (sent && reply.entries.is_empty()) {
+            // What it wants again it can't take: an older version, a full disk.
+            let wanted: Vec<_> = reply.wanted.into_iter().filter(|known| !sent.contains(known)).collect();
+            if reply.entries.is_empty() && wanted.is_empty() {
                 break;
             }
-            self.take_entries(reply.entries).await;
-            entries = reply
-                .wanted
-                .iter()
-                .filter_map(|k| self.registry().get_any(&k.namespace, &k.name))
-                .map(|e| entry_json(&e))
-                .collect();
-            if entries.is_empty() {
+            let learned = self.take_entries(reply.entries).await;
+            let found = wanted.iter().filter_map(|k| self.registry().get_any(&k.namespace, &k.name));
+            entries = fill_message(found);
+            if learned == 0 && entries.is_empty() {
                 break;
             }
+            sent.extend(wanted.into_iter().take(entries.len()));
         }
         Some(())
     }
@@ -220,7 +224,7 @@ impl Node {
         self.take_entries(request.entries).await;
         let theirs: Vec<_> = request.known.into_iter().map(summary_item).collect();
         let newer = self.registry().newer_than(&theirs);
-        let entries = newer.iter().take(ENTRIES_PER_MESSAGE).map(entry_json).collect();
+        let entries = fill_message(newer.into_iter());
         let wanted = theirs
             .into_iter()
             .filter(|(namespace, name, revision)| {
@@ -249,22 +253,15 @@ impl Node {
         self.take_entries(vec![json.to_vec()]).await;
     }
 
-    async fn take_entries(&self, entries: Vec<Vec<u8>>) {
-        let mut parsed = Vec::new();
-        for json in entries {
-            match serde_json::from_slice::<ActionEntry>(&json) {
-                Ok(entry) => parsed.push(entry),
-                // A kind of a newer version, or rubbish: left to those who can read it.
-                Err(error) if !json.is_empty() => tracing::warn!(%error, "an action of a peer can't be read here"),
-                Err(_) => {}
-            }
-        }
-        if parsed.is_empty() {
-            return;
+    /// How many of them were news.
+    async fn take_entries(&self, entries: Vec<Vec<u8>>) -> usize {
+        if entries.iter().all(Vec::is_empty) {
+            return 0;
         }
         let node = self.clone();
         let merged = self
             .blocking(move || {
+                let mut parsed: Vec<_> = entries.iter().filter_map(|json| readable(json)).collect();
                 if let [_] = parsed.as_slice()
                     && let Some(entry) = parsed.pop()
                 {
@@ -276,11 +273,13 @@ impl Node {
                 Ok(node.registry().merge_all(parsed)?.newer)
             })
             .await;
-        match merged {
-            Ok(newer) => newer.iter().for_each(|entry| self.learned(entry)),
-            Err(error) => tracing::warn!(%error, "actions of a peer could not be taken"),
-        }
+        let newer = merged.unwrap_or_else(|error| {
+            tracing::warn!(%error, "actions of a peer could not be taken");
+            Vec::new()
+        });
+        newer.iter().for_each(|entry| self.learned(entry));
         self.publish_facts();
+        newer.len()
     }
 
     /// Work that waits for the disk.
@@ -301,6 +300,34 @@ impl Node {
         });
         tracing::debug!(action = %entry.name, revision = %entry.revision, "an action changed");
     }
+}
+
+/// A kind of a newer version, or rubbish, is left to those who can read it.
+fn readable(json: &[u8]) -> Option<ActionEntry> {
+    match serde_json::from_slice(json) {
+        Ok(entry) => Some(entry),
+        Err(error) => {
+            if !json.is_empty() {
+                tracing::warn!(%error, "an action of a peer can't be read here");
+            }
+            None
+        }
+    }
+}
+
+/// As many entries as one message takes, from the first on; always one, if there is one.
+fn fill_message(entries: impl Iterator<Item = Arc<ActionEntry>>) -> Vec<Vec<u8>> {
+    let mut filled: Vec<Vec<u8>> = Vec::new();
+    let mut bytes = 0;
+    for entry in entries.take(ENTRIES_PER_MESSAGE) {
+        let json = entry_json(&entry);
+        bytes += json.len();
+        if bytes > ENTRY_BYTES_PER_MESSAGE && !filled.is_empty() {
+            break;
+        }
+        filled.push(json);
+    }
+    filled
 }
 
 fn summary_item(known: v1::Known) -> (String, String, action::Revision) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use embermesh_core::Input;
+use embermesh_core::mutations::{Mutation, on};
 use embermesh_core::output::Output;
 use futures::StreamExt;
 use futures::stream;
@@ -124,6 +125,9 @@ impl Node {
 
     /// Ends one that is of no use.
     async fn discard(&self, found: &Found) {
+        if on(Mutation::RemovalForgotten) {
+            return;
+        }
         tracing::info!(was = found.id, action = found.action, "a container of an earlier life is of no use and goes");
         if let Err(error) = self.engine().discard(found).await {
             tracing::warn!(was = found.id, %error, "it could not be removed yet");
@@ -135,7 +139,7 @@ impl Node {
     pub(crate) async fn hand_over(&self, within: Duration) {
         let deadline_us = u64::try_from(within.as_micros()).unwrap_or(u64::MAX);
         let in_use = self.drained_by(Input::HandOverRequested { deadline_us }, within).await;
-        if in_use.is_none_or(|left| !left.is_empty()) {
+        if in_use.is_none_or(|end| !end.containers.is_empty()) {
             tracing::warn!("runs that have not ended are left to the next start of this node");
         }
     }

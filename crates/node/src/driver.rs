@@ -240,7 +240,7 @@ impl Node {
                 Output::RemoveContainer { container } => self.spawn_remove(container),
                 Output::PublishAdvert { hash, .. } => self.publish_advert(hash),
                 Output::Event(event) => self.publish_event(event),
-                Output::Drained { left } => self.drain_ended(left),
+                Output::Drained(end) => self.drain_ended(end),
                 Output::History(record) => self.write_history(&record),
             }
         }

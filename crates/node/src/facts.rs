@@ -1,12 +1,12 @@
-//! What goes through gossip, and how it is written: `n` about the node, once; `f` facts that change slowly;
-//! `a/0` to `a/31` adverts; `i/0` to `i/7` a ring of intents; `r` the action registry's digest. What can't be read is
-//! dropped and counted, never guessed.
+//! What goes through gossip, and under which keys: `n` about the node, once; `f` facts that change slowly; `a/0` to `a/31`
+//! adverts; `i/0` to `i/7` a ring of intents; `r` the action registry's digest. How adverts and intents are written is
+//! the core's `gossiped`. What can't be read is dropped and counted, never guessed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use embermesh_core::output::{Advert, IntentKind, IntentNotice};
-use embermesh_core::{ActionHash, ContainerId, Epoch, Input, NodeId};
+use embermesh_core::output::{Advert, IntentNotice};
+use embermesh_core::{ActionHash, Epoch, Input, NodeId, gossiped};
 
 use crate::gossip::{Gossip, GossipError, GossipEvent, STATE_KEY, STATE_LEFT};
 use crate::node::Node;
@@ -90,8 +90,7 @@ impl Node {
         } else {
             slots.own.insert(slot, hash);
         }
-        let Advert { warm, paused, starting, free_bucket } = advert;
-        self.publish(&format!("a/{slot}"), &format!("{hash},{warm},{paused},{starting},{free_bucket}"));
+        self.publish(&format!("a/{slot}"), &format!("{hash},{advert}"));
     }
 
     /// To those named directly, and to everybody through the ring.
@@ -105,7 +104,7 @@ impl Node {
                 slots.intents += 1;
                 slots.intents % INTENT_SLOTS
             };
-            self.publish(&format!("i/{place}"), &intent_text(&notice));
+            self.publish(&format!("i/{place}"), &notice.to_string());
         }
     }
 
@@ -147,7 +146,7 @@ impl Node {
     /// `None`: it could not be read.
     fn on_entry(&self, peer: NodeId, epoch: Epoch, key: &str, value: &str) -> Option<()> {
         if key.starts_with("a/") {
-            let (hash, advert) = advert(value)?;
+            let (hash, advert) = gossiped::advert(value)?;
             // The lock is not held over the step: what that publishes takes it as well.
             let gone = self.slots().lock().replace(&peer, key, epoch, hash, advert == Advert::default());
             if let Some(gone) = gone {
@@ -155,7 +154,7 @@ impl Node {
             }
             self.tell(Input::AdvertReceived { peer, epoch, hash, advert });
         } else if key.starts_with("i/") {
-            let notice = intent(peer, epoch, value)?;
+            let notice = gossiped::intent(peer, epoch, value)?;
             self.tell(Input::IntentReceived { notice });
         } else if key == "n" {
             let about: About = serde_json::from_str(value).ok()?;
@@ -179,60 +178,9 @@ impl Node {
     }
 }
 
-fn advert(text: &str) -> Option<(ActionHash, Advert)> {
-    let mut parts = text.split(',');
-    let hash = parts.next()?.parse().ok()?;
-    let mut number = || parts.next()?.parse::<u32>().ok();
-    let (warm, paused, starting) = (number()?, number()?, number()?);
-    let free_bucket = u8::try_from(number()?).ok().filter(|b| *b <= 3)?;
-    Some((hash, Advert { warm, paused, starting, free_bucket }))
-}
-
-fn intent_text(notice: &IntentNotice) -> String {
-    let kind = match notice.kind {
-        IntentKind::Pause => 'p',
-        IntentKind::Remove => 'r',
-    };
-    let (urgent, last) = (u8::from(notice.urgent), u8::from(notice.last_copy));
-    format!("{},{},{},{kind},{urgent},{},{last}", notice.container.number, notice.hash, notice.round, notice.window_us)
-}
-
-/// The owner is whoever gossips it, in its present epoch.
-fn intent(owner: NodeId, epoch: Epoch, text: &str) -> Option<IntentNotice> {
-    let parts: Vec<&str> = text.split(',').collect();
-    let [number, hash, round, kind, urgent, window, last] = parts.as_slice() else { return None };
-    Some(IntentNotice {
-        container: ContainerId { owner, epoch, number: number.parse().ok()? },
-        hash: hash.parse().ok()?,
-        round: round.parse().ok()?,
-        kind: match *kind {
-            "p" => IntentKind::Pause,
-            "r" => IntentKind::Remove,
-            _ => return None,
-        },
-        urgent: *urgent == "1",
-        window_us: window.parse().ok()?,
-        last_copy: *last == "1",
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_intent_survives_the_ring() {
-        let notice = IntentNotice {
-            container: ContainerId { owner: NodeId::new("n1"), epoch: Epoch(7), number: 3 },
-            hash: ActionHash(12345),
-            round: 2,
-            kind: IntentKind::Remove,
-            urgent: true,
-            window_us: 1_000_000,
-            last_copy: false,
-        };
-        assert_eq!(intent(NodeId::new("n1"), Epoch(7), &intent_text(&notice)), Some(notice));
-    }
 
     #[test]
     fn an_advert_that_moved_to_another_key_is_not_taken_for_gone() {
@@ -244,15 +192,5 @@ mod tests {
         assert_eq!(slots.replace(&peer, "a/3", epoch, b, false), None);
         assert_eq!(slots.replace(&peer, "a/1", epoch, b, false), Some(a));
         assert_eq!(slots.replace(&peer, "a/1", epoch, b, true), None);
-    }
-
-    #[test]
-    fn what_can_not_be_read_is_no_advert() {
-        let read = Advert { warm: 1, paused: 0, starting: 2, free_bucket: 3 };
-        assert_eq!(advert("00000001,1,0,2,3"), Some((ActionHash(1), read)));
-        for text in ["", "00000001,1,2,3", "00000001,1,2,3,4", "1,0,0,0,0", "00000001,-1,0,0,0"] {
-            assert_eq!(advert(text), None, "{text}");
-        }
-        assert_eq!(intent(NodeId::new("n1"), Epoch(1), "3,zzzz,x"), None);
     }
 }

@@ -1,23 +1,28 @@
 //! What this node's core tells of itself, in a file, and the judgement of such files.
 //!
 //! One JSON object a line. A life of a node begins with a header, which names the version of the format and ties the
-//! node's own clock to the wall's; records follow. Steps of different tasks may be written out of order: `step` orders
-//! them. Files of several nodes are merged by the wall clock, so what crosses nodes is judged well on one host only.
+//! node's own clock to the wall's; records follow, and now and then another header, since clocks drift apart. Steps of
+//! different tasks may be written out of order: their moments and `step` order them. Files of several nodes are merged
+//! by the wall clock, so what crosses nodes is judged well on one host only.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use embermesh_core::history::{Judge, Record, Violation};
+use embermesh_core::history::{Judge, Record, Violation, What};
 use embermesh_core::{NodeId, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, wall_us};
 
 const VERSION: u32 = 1;
+/// The clocks are tied again after so long; in between the node's is taken to run at one rate.
+const TIE_EVERY_US: u64 = 200_000;
+/// Looks at both clocks, of which the quickest counts: whoever looks may lose the processor in between.
+const LOOKS: usize = 5;
 
-/// The line that a life begins with.
+/// The line that a life begins with, and that ties its clock to the wall's anew.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Header {
     embermesh_history: u32,
@@ -43,8 +48,17 @@ pub trait HistorySink: Send + Sync + std::fmt::Debug + 'static {
 #[derive(Debug)]
 pub(crate) struct HistoryFile {
     path: PathBuf,
+    node: NodeId,
+    clock: Clock,
     /// None once it could not be written: the node goes on without.
-    lines: Mutex<Option<BufWriter<File>>>,
+    lines: Mutex<Option<Lines>>,
+}
+
+#[derive(Debug)]
+struct Lines {
+    file: BufWriter<File>,
+    /// When the clocks were tied last, by the node's.
+    tied: Time,
 }
 
 /// Why a history can't be kept or judged.
@@ -58,15 +72,24 @@ pub enum HistoryError {
     Line { path: PathBuf, line: usize, source: serde_json::Error },
     #[error("{path} is of version {version}, this build reads {VERSION}: judge it with the build that wrote it")]
     Version { path: PathBuf, version: u32 },
-    #[error("{path} has a record before any header: it is not whole")]
+    #[error("{path} has a record before any header: its beginning is missing")]
     NoHeader { path: PathBuf },
+    #[error("{path} is empty: no agent has written its history there")]
+    Empty { path: PathBuf },
 }
 
 /// What came of judging.
 #[derive(Debug)]
 pub struct Judgement {
     pub records: usize,
+    /// What happened first that must not.
     pub violation: Option<Violation>,
+    /// The first violation of each other invariant.
+    pub further: Vec<Violation>,
+    /// Files that end in half a line: their agent was killed while it wrote, or they were cut off since.
+    pub unfinished: Vec<PathBuf>,
+    /// Whether the nodes told what entered and left their containers: L0 is judged by that.
+    pub told_of_insides: bool,
 }
 
 impl HistoryFile {
@@ -79,16 +102,19 @@ impl HistoryFile {
         if unfinished {
             lines.write_all(b"\n").map_err(failed)?;
         }
-        let header = Header { embermesh_history: VERSION, node: node.clone(), wall_us: wall_us(), at: clock.now() };
-        write_line(&mut lines, &header).and_then(|()| lines.flush()).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), lines: Mutex::new(Some(lines)) })
+        let mut lines = Lines { file: lines, tied: Time::default() };
+        lines.tie(node, clock).and_then(|()| lines.file.flush()).map_err(failed)?;
+        let (node, clock) = (node.clone(), clock.clone());
+        Ok(Self { path: path.to_owned(), node, clock, lines: Mutex::new(Some(lines)) })
     }
 
     pub(crate) fn write(&self, record: &Record) {
         let mut open = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(lines) = open.as_mut() else { return };
         // To the kernel at once: a history is there for what happens when an agent is killed.
-        if let Err(error) = write_line(lines, record).and_then(|()| lines.flush()) {
+        let written =
+            if record.at.since(lines.tied) < TIE_EVERY_US { Ok(()) } else { lines.tie(&self.node, &self.clock) };
+        if let Err(error) = written.and_then(|()| lines.write(record)).and_then(|()| lines.file.flush()) {
             tracing::error!(path = %self.path.display(), %error, "the history ends here");
             *open = None;
         }
@@ -98,6 +124,24 @@ impl HistoryFile {
 impl HistorySink for HistoryFile {
     fn write(&self, record: &Record) {
         HistoryFile::write(self, record);
+    }
+}
+
+impl Lines {
+    fn tie(&mut self, node: &NodeId, clock: &Clock) -> io::Result<()> {
+        let look = || {
+            let (before, at, after) = (wall_us(), clock.now(), wall_us());
+            (after.saturating_sub(before), before + after.saturating_sub(before) / 2, at)
+        };
+        let quickest = (0..LOOKS).map(|_| look()).min_by_key(|(took, ..)| *took);
+        let Some((_, wall_us, at)) = quickest else { return Ok(()) };
+        self.tied = at;
+        self.write(&Header { embermesh_history: VERSION, node: node.clone(), wall_us, at })
+    }
+
+    fn write(&mut self, line: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut self.file, line)?;
+        self.file.write_all(b"\n")
     }
 }
 
@@ -111,57 +155,101 @@ fn is_unfinished(file: &mut File) -> io::Result<bool> {
     Ok(last != [b'\n'])
 }
 
-fn write_line(lines: &mut BufWriter<File>, line: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *lines, line)?;
-    lines.write_all(b"\n")
-}
-
 /// Judges what nodes of one mesh have written, all of it together.
 pub fn judge(paths: &[PathBuf]) -> Result<Judgement, HistoryError> {
-    let mut all = Vec::new();
+    let (mut all, mut unfinished) = (Vec::new(), Vec::new());
     for path in paths {
-        all.extend(read(path)?);
+        let (records, whole) = read(path)?;
+        all.extend(records);
+        if !whole {
+            unfinished.push(path.clone());
+        }
     }
     // Stable: what one node did stays in its order.
     all.sort_by_key(|(wall_us, _)| *wall_us);
     let mut judge = Judge::with_story();
-    let violation = all.iter().find_map(|(_, record)| judge.observe(record).err());
-    Ok(Judgement { records: all.len(), violation })
+    let mut violations: Vec<Violation> = Vec::new();
+    for (_, record) in &all {
+        for violation in judge.observe_all(record) {
+            if violations.iter().all(|known| known.invariant != violation.invariant) {
+                violations.push(violation);
+            }
+        }
+    }
+    let mut violations = violations.into_iter();
+    Ok(Judgement {
+        records: all.len(),
+        violation: violations.next(),
+        further: violations.collect(),
+        unfinished,
+        told_of_insides: all.iter().any(|(_, record)| matches!(record.what, What::Entered { .. })),
+    })
 }
 
-/// The records of one file in the order of the node's steps, each with its moment on the wall's clock.
-fn read(path: &Path) -> Result<Vec<(u64, Record)>, HistoryError> {
+/// The records of one file in the order in which they happened, each with its moment on the wall's clock; and whether
+/// its last line is whole.
+fn read(path: &Path) -> Result<(Vec<(u64, Record)>, bool), HistoryError> {
     let unreadable = |source| HistoryError::Read { path: path.to_owned(), source };
     let mut records = Vec::new();
     let mut header: Option<Header> = None;
+    // The first record after the last header.
+    let mut tied = 0;
     let lines: Vec<String> =
         BufReader::new(File::open(path).map_err(unreadable)?).lines().collect::<Result<_, _>>().map_err(unreadable)?;
+    let mut whole = true;
     for (n, text) in lines.iter().enumerate() {
+        whole = true;
         let line = match serde_json::from_str(text) {
             Ok(line) => line,
             // Half a line of one that was killed; what follows is of another life.
-            Err(error) if error.is_eof() => continue,
+            Err(error) if error.is_eof() => {
+                whole = false;
+                continue;
+            }
             Err(source) => return Err(HistoryError::Line { path: path.to_owned(), line: n + 1, source }),
         };
         match line {
             Line::Header(new) if new.embermesh_history != VERSION => {
                 return Err(HistoryError::Version { path: path.to_owned(), version: new.embermesh_history });
             }
-            Line::Header(new) => header = Some(new),
+            Line::Header(new) => {
+                if let Some(old) = &header {
+                    bend(&mut records[tied..], old, &new);
+                }
+                (tied, header) = (records.len(), Some(new));
+            }
             Line::Record(record) => {
                 let Some(header) = &header else { return Err(HistoryError::NoHeader { path: path.to_owned() }) };
-                records.push((header.wall_us + record.at.since(header.at), record));
+                // One that was written late may be of before.
+                let wall_us = (header.wall_us + record.at.0).saturating_sub(header.at.0);
+                records.push((wall_us, record));
             }
         }
     }
-    records.sort_by_key(|(_, record)| (record.epoch, record.step));
+    if header.is_none() {
+        return Err(HistoryError::Empty { path: path.to_owned() });
+    }
+    // By their moments first: what a container saw is told beside the node's steps.
+    records.sort_by_key(|(_, record)| (record.epoch, record.at, record.step));
     // A step that was written late has its moment from its clock: times of one node never go back.
     let mut latest = 0;
     for (wall_us, _) in &mut records {
         latest = latest.max(*wall_us);
         *wall_us = latest;
     }
-    Ok(records)
+    Ok((records, whole))
+}
+
+/// What was written between two headers of one life goes by the rate that its clock had there.
+fn bend(records: &mut [(u64, Record)], from: &Header, to: &Header) {
+    let (shown, real) = (to.at.since(from.at), to.wall_us.saturating_sub(from.wall_us));
+    // Another life's clock begins anew; and none runs faster or slower than by half.
+    if shown == 0 || real > shown * 5 / 2 || real < shown / 2 {
+        return;
+    }
+    for (wall_us, record) in records {
+        *wall_us = from.wall_us + record.at.since(from.at) * real / shown;
+    }
 }
 
 #[cfg(test)]
@@ -169,7 +257,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
 
-    use embermesh_core::{ActionId, ActionSpec, ActivationId, Config, Epoch, Input, Node, Output, Revision};
+    use embermesh_core::{ActionId, ActionSpec, ActivationId, Config, Epoch, Input, Node, Output, Revision, RunId};
 
     use super::*;
 
@@ -209,10 +297,64 @@ mod tests {
         play(&HistoryFile::open(&path, &NodeId::new("n1"), &Clock::default()).unwrap(), 1);
         let killed = std::fs::read_to_string(&path).unwrap() + "{\"at\":20000";
         std::fs::write(&path, killed).unwrap();
+        let whole = |path: &PathBuf| judge(std::slice::from_ref(path)).unwrap().unfinished.is_empty();
+        assert!(!whole(&path), "half a line at the end is told of");
         play(&HistoryFile::open(&path, &NodeId::new("n1"), &Clock::default()).unwrap(), 2);
+        assert!(whole(&path), "another life went on behind it");
         let judgement = judge(&[path]).unwrap();
         assert!(judgement.records > 10, "{judgement:?}");
         assert_eq!(judgement.violation, None);
+    }
+
+    #[test]
+    fn what_containers_saw_is_judged_between_the_steps_around_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("history");
+        let file = HistoryFile::open(&path, &NodeId::new("n1"), &Clock::default()).unwrap();
+        play(&file, 1);
+        let enters = |at: u64, run: u64| {
+            let (node, what) = (NodeId::new("n1"), What::Entered { container: 1, run: RunId(run) });
+            file.write(&Record { at: Time(at), node, epoch: Epoch(1), step: 0, what });
+        };
+        // Before the container was made nothing is known of its slots.
+        enters(1_999_999, 7);
+        assert!(judge(std::slice::from_ref(&path)).unwrap().told_of_insides);
+        assert_eq!(judge(std::slice::from_ref(&path)).unwrap().violation, None);
+        enters(3_000_000, 8);
+        enters(3_000_001, 9);
+        let violation = judge(&[path]).unwrap().violation.unwrap();
+        assert_eq!(violation.invariant, "L0_runs_within_slots");
+    }
+
+    #[test]
+    fn a_clock_that_runs_fast_is_tied_to_the_walls_again_and_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("history");
+        let clock = Clock::with_drift(500_000);
+        let file = HistoryFile::open(&path, &NodeId::new("n1"), &clock).unwrap();
+        let record = |at: Time, what| Record { at, node: NodeId::new("n1"), epoch: Epoch(1), step: 0, what };
+        file.write(&record(clock.now() + 10_000_000, What::Left { container: 1, run: RunId(1) }));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.matches("embermesh_history").count(), 2, "{text}");
+    }
+
+    #[test]
+    fn files_that_are_empty_or_of_another_version_or_lack_their_beginning_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("n7.history");
+        play(&HistoryFile::open(&path, &NodeId::new("n1"), &Clock::default()).unwrap(), 1);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let headless: String =
+            text.lines().skip(1).filter(|l| !l.contains("history")).map(|l| format!("{l}\n")).collect();
+        for (content, said) in [
+            (String::new(), "empty"),
+            (text.replace("\"embermesh_history\":1", "\"embermesh_history\":9"), "version 9"),
+            (headless, "beginning is missing"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = judge(std::slice::from_ref(&path)).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("n7.history"), "{error}");
+        }
     }
 
     #[test]

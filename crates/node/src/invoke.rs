@@ -156,7 +156,7 @@ impl Node {
             if let Some(handed) = Handed::by(&assignment)
                 && let Err(error) = self.note_handed(activation, handed).await
             {
-                self.withdraw(activation.id, assignment);
+                self.withdraw(assignment);
                 return Err(error);
             }
             let step = match assignment {
@@ -195,7 +195,8 @@ impl Node {
         let waited = activation.arrived.elapsed();
         let entry = self.entry_in(container).unwrap_or_else(|| activation.entry.clone());
         let call = &activation.call;
-        let (outcome, end) = self.run_in(container, &entry, activation.id, &call.params, &call.transaction_id).await;
+        let (outcome, end) =
+            self.run_in((container, run), &entry, activation.id, &call.params, &call.transaction_id).await;
         let input = Input::RunFinished { container, run, end };
         let Some(outcome) = outcome else {
             // The body never reached the container: back to the queue.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use embermesh_core::input::{RemoteEnd, RunEnd};
+use embermesh_core::mutations::{Mutation, on};
 use embermesh_core::output::{SendReserve, SendRun};
 use embermesh_core::{ActivationId, Input, RunId};
 use embermesh_proto::v1;
@@ -162,7 +163,14 @@ impl Node {
             Mine::Later(_) => None,
         };
         let started = handed.as_ref().map(|handed| handed.started(&self));
-        if let Err(error) = self.journal().accept(activation.kept(), started).await {
+        let promise = self.journal().accept(activation.kept(), started);
+        let on_disk = if on(Mutation::PromisedBeforeDisk) {
+            drop(tokio::spawn(promise));
+            Ok(())
+        } else {
+            promise.await
+        };
+        if let Err(error) = on_disk {
             self.take_back(activation.id, first).await;
             self.tell(Input::BodyDropped { activation: activation.id });
             tell.send(Err(not_kept(error))).ok();
@@ -228,7 +236,7 @@ impl Node {
     }
 
     /// Gives an assignment back that was not carried out: the activation is the core's no more.
-    pub(crate) fn withdraw(&self, id: ActivationId, assignment: Assignment) {
+    pub(crate) fn withdraw(&self, assignment: Assignment) {
         match assignment {
             Assignment::Local { run, container, .. } => {
                 self.tell(Input::RunFinished { container, run, end: RunEnd::Withdrawn });
@@ -236,23 +244,19 @@ impl Node {
             Assignment::Leased(send) => {
                 self.tell(Input::RunAnswered { request: send.request, end: RemoteEnd::Withdrawn });
             }
-            Assignment::Reserve(send) => {
-                // Cancelled first, so that it is not queued again but refused: an answer that nobody needs.
-                self.cancel(id);
-                let _refused = self.tell_for(Input::ReserveFailed { request: send.request, never_sent: true }, id);
-            }
+            Assignment::Reserve(send) => self.tell(Input::ReserveWithdrawn { request: send.request }),
             Assignment::Refused(_) | Assignment::Indeterminate => {}
         }
     }
 
     async fn take_back(&self, id: ActivationId, next: Next) {
         match next {
-            Mine::Now(assignment) => self.withdraw(id, assignment),
+            Mine::Now(assignment) => self.withdraw(assignment),
             Mine::Later(mut mailbox) => {
                 if !self.cancel(id)
                     && let Some(assignment) = mailbox.recv().await
                 {
-                    self.withdraw(id, assignment);
+                    self.withdraw(assignment);
                 }
             }
         }

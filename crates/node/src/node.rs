@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use embermesh_core::history::Record;
-use embermesh_core::output::Event;
+use embermesh_core::history::{Record, What};
+use embermesh_core::output::{DrainEnd, Event};
 use embermesh_core::{ActionId, ActionSpec, ContainerId, Epoch, NodeId, Revision, Time};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -78,7 +78,7 @@ struct Inner {
     metrics: Metrics,
     events: broadcast::Sender<Arc<views::Event>>,
     core_events: broadcast::Sender<Event>,
-    drained: watch::Sender<Option<Vec<u64>>>,
+    drained: watch::Sender<Option<DrainEnd>>,
     /// Somebody asked the node to go: why.
     leaving: watch::Sender<Option<Leaving>>,
     /// It goes down: what is owed and waits is the next start's.
@@ -330,10 +330,8 @@ impl Node {
         let hands_over = self.0.engine.hands_over() && self.0.leaving.borrow().is_none();
         if hands_over {
             self.hand_over(deadline).await;
-        } else if let Ok(outcome) = self.drain(Some(deadline), true).await
-            && !outcome.left.is_empty()
-        {
-            tracing::warn!(left = ?outcome.left, "not everything had ended at the drain's deadline");
+        } else {
+            self.stop_work(deadline).await;
         }
         if let Some(gossip) = self.0.gossip.get() {
             gossip.leave().await;
@@ -410,11 +408,11 @@ impl Node {
         }
     }
 
-    pub(crate) fn drain_ended(&self, left: Vec<u64>) {
-        self.0.drained.send_replace(Some(left));
+    pub(crate) fn drain_ended(&self, end: DrainEnd) {
+        self.0.drained.send_replace(Some(end));
     }
 
-    pub(crate) fn drained(&self) -> watch::Receiver<Option<Vec<u64>>> {
+    pub(crate) fn drained(&self) -> watch::Receiver<Option<DrainEnd>> {
         self.0.drained.subscribe()
     }
 
@@ -479,6 +477,14 @@ impl Node {
 
     pub(crate) fn blocking_work(&self) -> Blocking {
         self.0.blocking
+    }
+
+    /// What happens beside the core's steps.
+    pub(crate) fn tell_history(&self, what: What) {
+        if let Some(history) = &self.0.history {
+            let (at, node, epoch) = (self.driver().clock.now(), self.0.id.clone(), self.0.epoch);
+            history.write(&Record { at, node, epoch, step: 0, what });
+        }
     }
 
     pub(crate) fn engine(&self) -> &dyn Engine {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use embermesh_core::ids::{IntentId, LeaseId};
-use embermesh_core::output::{Event, IntentEnd, IntentKind, IntentProblem, Output};
+use embermesh_core::output::{DrainEnd, Event, IntentEnd, IntentKind, IntentProblem, Output};
 use embermesh_core::{ContainerId, Input};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
@@ -207,21 +207,32 @@ impl Node {
         Ok(())
     }
 
-    /// Stops taking work and ends all containers.
+    /// Stops taking work, finishes what runs and what was promised, and ends all containers.
     pub async fn drain(&self, deadline: Option<Duration>, force: bool) -> Result<views::DrainOutcome, OperatorError> {
         let deadline = deadline.unwrap_or(self.config().protocol.drain_deadline);
         let deadline_us = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
         match self.drained_by(Input::DrainRequested { deadline_us, force }, deadline).await {
-            Some(left) => Ok(views::DrainOutcome {
-                drained: left.is_empty(),
-                left: left.iter().map(|n| self.container_id(*n).to_string()).collect(),
+            Some(end) => Ok(views::DrainOutcome {
+                drained: end.is_empty(),
+                left: end.containers.iter().map(|n| self.container_id(*n).to_string()).collect(),
+                at_peers: end.at_peers,
+                owed: end.owed,
             }),
             None => Err(OperatorError::Unavailable("the drain did not end; see `embermesh status`".to_owned())),
         }
     }
 
-    /// Has the core end its work; the containers that are left.
-    pub(crate) async fn drained_by(&self, input: Input, deadline: Duration) -> Option<Vec<u64>> {
+    /// Ends the node's work as its process ends, and its containers with it.
+    pub(crate) async fn stop_work(&self, within: Duration) {
+        let deadline_us = u64::try_from(within.as_micros()).unwrap_or(u64::MAX);
+        let end = self.drained_by(Input::StopRequested { deadline_us }, within).await;
+        if let Some(end) = end.filter(|end| end.at_peers > 0) {
+            tracing::warn!(runs = end.at_peers, "calls that run at peers had not ended in time");
+        }
+    }
+
+    /// Has the core end its work; what is left of it at the deadline.
+    pub(crate) async fn drained_by(&self, input: Input, deadline: Duration) -> Option<DrainEnd> {
         let mut drained = self.drained();
         drained.mark_unchanged();
         self.tell(input);
@@ -230,9 +241,9 @@ impl Node {
         let ended = timeout(deadline + INTENT_PATIENCE, async {
             loop {
                 drained.changed().await.ok()?;
-                let left = drained.borrow_and_update().clone();
-                if left.is_some() {
-                    return left;
+                let end = drained.borrow_and_update().clone();
+                if end.is_some() {
+                    return end;
                 }
             }
         });

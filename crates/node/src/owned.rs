@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use embermesh_core::history::What;
 use embermesh_core::input::{RunEnd, StartFailure};
-use embermesh_core::{ActionId, ActivationId, ContainerId, Input, Revision};
+use embermesh_core::{ActionId, ActivationId, ContainerId, Input, Revision, RunId};
 use tokio::time::{Instant, timeout};
 
 use crate::containers::{ContainerSpec, EngineError, EngineEvent, Runtime};
@@ -192,7 +193,7 @@ impl Node {
     /// Runs an activation in an own container. No outcome: the body provably never reached it.
     pub(crate) async fn run_in(
         &self,
-        container: u64,
+        (container, run): (u64, RunId),
         entry: &ActionEntry,
         activation: ActivationId,
         params: &Bytes,
@@ -206,9 +207,10 @@ impl Node {
         let deadline_ms = self.wall_ms() + u64::try_from(limit.as_millis()).unwrap_or(u64::MAX / 2);
         let body = run_body(entry, params, &hex, transaction_id, deadline_ms);
         let began = Instant::now();
+        self.tell_history(What::Entered { container, run });
         let answer = self.engine().run(&owned.id, body, limit).await;
         let took = began.elapsed();
-        match answer {
+        let (outcome, end) = match answer {
             Ok(reply) => (Some(Outcome::of_reply(reply, payload_bytes, took)), RunEnd::Answered),
             Err(EngineError::Refused(_) | EngineError::Unknown(_)) => (None, RunEnd::NeverStarted),
             Err(error) => {
@@ -219,7 +221,12 @@ impl Node {
                 };
                 (Some(Outcome::of_error(&error, limit, payload_bytes, took)), end)
             }
+        };
+        // One that timed out or was lost may still be inside.
+        if !matches!(end, RunEnd::TimedOut | RunEnd::Lost) {
+            self.tell_history(What::Left { container, run });
         }
+        (outcome, end)
     }
 
     /// The revision that a container serves.

@@ -1,18 +1,17 @@
-//! Peers as the driver knows them: their addresses, what they tell of themselves, and one pooled gRPC channel
+//! Peers as the driver knows them: their addresses, what they tell of themselves, and one connection
 //! to each.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use embermesh_core::{Epoch, NodeId};
 use embermesh_proto::v1::mesh_client::MeshClient;
-use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::codegen::http::Uri;
 
 use crate::net::Net;
+use crate::rpc::channel::{CallError, Channel};
 
 pub(crate) type Client = MeshClient<Channel>;
 
@@ -121,31 +120,19 @@ impl Peers {
     }
 }
 
-/// One HTTP/2 connection, made at the first request and again when it breaks. Keep-alive ends a connection
-/// whose other side has gone without a word.
 pub(crate) fn connect(net: Arc<dyn Net>, to: SocketAddr) -> Client {
-    let uri = Uri::builder().scheme("http").authority(to.to_string()).path_and_query("/").build().unwrap_or_default();
-    let endpoint = Endpoint::from(uri)
-        .connect_timeout(Duration::from_secs(2))
-        .http2_keep_alive_interval(Duration::from_secs(1))
-        .keep_alive_timeout(Duration::from_secs(2))
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20);
-    let connector = tower::service_fn(move |_: Uri| {
-        let net = net.clone();
-        async move { net.connect(to).await.map(TokioIo::new) }
-    });
-    MeshClient::new(endpoint.connect_with_connector_lazy(connector))
+    let origin =
+        Uri::builder().scheme("http").authority(to.to_string()).path_and_query("/").build().unwrap_or_default();
+    MeshClient::with_origin(Channel::new(net, to), origin)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// Whether a failed call provably never left this node: no connection was made for it.
+/// Whether a failed call provably never left this node.
 pub(crate) fn never_sent(status: &tonic::Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
+        if matches!(error.downcast_ref(), Some(CallError::NotSent { .. })) {
             return true;
         }
         source = error.source();

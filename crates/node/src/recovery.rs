@@ -6,8 +6,6 @@ use std::time::Duration;
 use embermesh_core::output::Served;
 use embermesh_core::{Input, NodeId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::invocation::Call;
 use crate::invoke::Activation;
@@ -21,8 +19,6 @@ use crate::store::journal::{Entry, Kept, Started};
 const AT_ONCE: usize = 256;
 /// How long the mesh may take to form before this node goes on alone.
 const MESH_PATIENCE: Duration = Duration::from_secs(5);
-/// How much longer the asking of peers may take before new requests go to them: those would close the old ones.
-const ASKED_FIRST: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Runs of one activation that is idempotent; as in the core.
 const MOST_ATTEMPTS: u32 = 3;
@@ -53,29 +49,21 @@ impl Node {
         let node = self.clone();
         self.track(async move {
             let gate = Arc::new(Semaphore::new(AT_ONCE));
-            let asking = TaskTracker::new();
-            for entry in handed {
-                let (node, gate) = (node.clone(), gate.clone());
-                node.clone().track(node.recover_one(entry, gate, asking.token()));
-            }
-            asking.close();
-            tokio::time::timeout(node.mesh_patience() + ASKED_FIRST, asking.wait()).await.ok();
+            let recover = |entry| node.track(node.clone().recover_one(entry, gate.clone()));
+            handed.into_iter().for_each(recover);
             node.await_mesh().await;
-            for entry in rest {
-                let (node, gate) = (node.clone(), gate.clone());
-                node.clone().track(node.recover_one(entry, gate, asking.token()));
-            }
+            rest.into_iter().for_each(recover);
         });
     }
 
-    async fn recover_one(self, entry: Entry, gate: Arc<Semaphore>, unsent: TaskTrackerToken) {
+    async fn recover_one(self, entry: Entry, gate: Arc<Semaphore>) {
         let kept = entry.kept;
         let Some(started) = entry.started else {
             return self.run_again(&kept, 0, gate).await;
         };
         let why = match &started.request {
             None => RESTARTED,
-            Some(_) => match self.ask_again(&kept, &started, self.longest_run(&kept), unsent).await {
+            Some(_) => match self.ask_again(&kept, &started, self.longest_run(&kept)).await {
                 Asked::Answered(outcome) => {
                     let Some(activation) = self.activation_of(&kept, started.attempt) else {
                         return self.record_failed(&kept, NOT_TOLD, true).await;

@@ -217,6 +217,12 @@ pub struct DrainOutcome {
     pub drained: bool,
     /// Container ids still there at the deadline.
     pub left: Vec<String>,
+    /// Calls of this node that still ran at peers.
+    #[serde(default)]
+    pub at_peers: u32,
+    /// Activations that nobody waits for and that had no record yet, those at peers included.
+    #[serde(default)]
+    pub owed: u32,
 }
 
 /// Body of `POST /mesh/v1/containers/{id}/pause|remove`.

@@ -11,7 +11,9 @@
 //! | `state` | one state, its hash, the judge |
 //! | `network` | messages and calls: the half of the driver that sends and answers |
 //! | `moves` | what can happen next, and how it does |
+//! | `circles` | whether every path ends |
 
+mod circles;
 mod moves;
 mod network;
 mod setting;
@@ -24,6 +26,7 @@ use std::time::{Duration, Instant};
 use embermesh_core::history::Violation;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
+pub use circles::Paths;
 pub use moves::Move;
 pub use setting::{Faults, Seen, Setting};
 pub use state::State;
@@ -56,11 +59,11 @@ impl Mesh {
         Self { setting, seen: Arc::default() }
     }
 
-    /// Looks at all states, or as many as the time allows.
-    pub fn check(self, limit: Duration) -> Report {
+    /// Looks at all states, or as many as the time allows, in so many threads.
+    pub fn check(self, limit: Duration, threads: usize) -> Report {
         let begun = Instant::now();
         let (seen, expected) = (self.seen.clone(), self.setting.expects);
-        let checker = self.checker().threads(2).timeout(limit).finish_when(HasDiscoveries::AnyFailures);
+        let checker = self.checker().threads(threads).timeout(limit).finish_when(HasDiscoveries::AnyFailures);
         let checker = checker.spawn_dfs().join();
         let took = begun.elapsed();
         let reached = seen.load(Ordering::Relaxed);

@@ -11,9 +11,11 @@
 //! | `started_at_us` | when the container's process started, Unix microseconds |
 //!
 //! and each takes `log`: a text to log, or how many lines of one to write. `sleep` takes `ms`, and `until`: it ends
-//! as soon as so many of them were asleep at once, `ms` is then the longest that it waits for the others.
+//! as soon as so many of them were asleep at once, `ms` is then the longest that it waits for the others. `note` takes
+//! `ms`, and `file` to write down there when it began and ended.
 
 mod fail;
+mod note;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -33,7 +35,7 @@ const MAX_LOG_LINES: u64 = 100_000;
 
 /// Every built-in action, by the name that `main` gives.
 pub fn names() -> &'static [&'static str] {
-    &["echo", "sleep", "cpu", "fail", "fail-init", "hang-init"]
+    &["echo", "sleep", "cpu", "note", "fail", "fail-init", "hang-init"]
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,7 @@ enum Example {
     Echo,
     Sleep,
     Cpu,
+    Note,
     Fail,
 }
 
@@ -110,6 +113,7 @@ impl Handler for Examples {
                 "" | "main" | "echo" => Example::Echo,
                 "sleep" => Example::Sleep,
                 "cpu" => Example::Cpu,
+                "note" => Example::Note,
                 "fail" => Example::Fail,
                 "fail-init" => return Err("told to fail at initialisation".to_owned()),
                 "hang-init" => std::future::pending().await,
@@ -145,6 +149,7 @@ impl Handler for Examples {
                     let rounds = tokio::task::spawn_blocking(move || burn(Duration::from_millis(ms))).await?;
                     Ok(with_proof(&place, &context, json!({ "busy_ms": ms, "rounds": rounds })))
                 }
+                Example::Note => note::note(&place, &context, &params).await,
                 Example::Fail => fail::fail(&params, proof(&place, &context)).await,
             }
         })

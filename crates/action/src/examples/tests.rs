@@ -40,6 +40,21 @@ async fn echo_returns_its_parameters_and_the_proof_of_where_it_ran() {
 }
 
 #[tokio::test]
+async fn a_note_is_written_when_it_begins_and_when_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("notes");
+    let (answer, body) = run("note", json!({"file": file, "ms": 1, "n": 7})).await;
+    assert_eq!((answer.status, &body["n"]), (200, &json!(7)), "{body}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<_> = lines.iter().map(|l| (&l["event"], &l["n"], &l["activation_id"], &l["running"])).collect();
+    let (n, id, one) = (json!(7), json!(ID), json!(1));
+    assert_eq!(events, [(&json!("begin"), &n, &id, &one), (&json!("end"), &n, &id, &one)]);
+    let (answer, body) = run("note", json!({"file": "/nowhere/notes"})).await;
+    assert!(answer.status != 200 && body["error"].as_str().unwrap().contains("/nowhere/notes"), "{body}");
+}
+
+#[tokio::test]
 async fn sleeps_that_wait_for_one_another_see_each_other_running() {
     let (server, ..) = started(json!({"main": "sleep"}), 8).await;
     let one = || {
@@ -100,7 +115,10 @@ async fn an_unknown_name_is_refused_with_those_that_exist() {
     let (_, answer, _) = started(json!({"main": "ecko"}), 1).await;
     let body: Value = serde_json::from_slice(&answer.body).unwrap();
     let error = body["error"].as_str().unwrap();
-    assert!(answer.status == 502 && error.contains("ecko") && error.contains("echo, sleep, cpu, fail"), "{error}");
+    assert!(
+        answer.status == 502 && error.contains("ecko") && error.contains("echo, sleep, cpu, note, fail"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -105,7 +105,8 @@ impl Native {
         };
         let answer = tokio::select! {
             biased;
-            answer = post(&process.socket, "/run", None, Bytes::copy_from_slice(call.body)) => answer,
+            // With the caller's epoch: the executable may have been adopted since this proxy looked.
+            answer = post(&process.socket, "/run", call.epoch, Bytes::copy_from_slice(call.body)) => answer,
             how = process.child.ended() => Err(io::Error::other(how)),
         };
         match answer {

@@ -37,6 +37,16 @@ fn it_is_adopted_through_the_proxy_and_answers_no_older_agent_from_then_on() {
 }
 
 #[test]
+fn a_run_through_the_proxy_is_refused_by_an_executable_that_a_newer_agent_has_adopted() {
+    let container = Container::start("native", 1);
+    let socket = container.init(code("echo")).socket.unwrap();
+    // As if it came about while the run was on its way through the proxy.
+    assert_eq!(post_by(7, Path::new(&socket), "/adopt", "").status, 200);
+    let run = |epoch| post_by(epoch, &container.socket(), "/run", &request(&id(1), json!({"n": 1})).to_string());
+    assert_eq!((run(6).status, run(7).status), (409, 200));
+}
+
+#[test]
 fn its_concurrency_is_the_containers() {
     for (concurrency, accepted) in [(1, 1), (3, 3)] {
         let container = Container::start("native", concurrency);

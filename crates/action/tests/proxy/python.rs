@@ -14,7 +14,7 @@ fn ready(concurrency: u32, code: &str) -> Option<Container> {
 
 #[test]
 fn a_function_is_called_with_its_parameters_and_its_lines_are_attributed() {
-    let code = "import os, sys\nprint('loading')\ndef main(args):\n    print('hello', args['n'])\n    print('oops', file=sys.stderr)\n    sys.stdout.write('part')\n    os.system('echo from a child')\n    return {'n': args['n'], 'id': os.environ['__OW_ACTIVATION_ID'], 'colour': os.environ['colour'], 'c': os.popen('echo $__OW_ACTIVATION_ID').read().strip()}\n";
+    let code = "import os, sys\nprint('loading')\ndef main(args):\n    print('hello', args['n'])\n    print('oops', file=sys.stderr)\n    sys.stdout.write('part')\n    os.system('echo from a child')\n    os.write(1, b'from below the interpreter\\n')\n    return {'n': args['n'], 'id': os.environ['__OW_ACTIVATION_ID'], 'colour': os.environ['colour'], 'c': os.popen('echo $__OW_ACTIVATION_ID').read().strip()}\n";
     let Some(path) = python() else { return };
     let container = Container::start_with("python", 1, Some(&path));
     assert_eq!(container.init(json!({"code": code, "env": {"colour": "red"}})).status, 200);
@@ -27,6 +27,7 @@ fn a_function_is_called_with_its_parameters_and_its_lines_are_attributed() {
     }
     container.stdout.await_unattributed("loading");
     container.stdout.await_unattributed("from a child");
+    container.stdout.await_unattributed("from below the interpreter");
     assert_eq!(container.init(json!({ "code": code })).status, 403);
 }
 

@@ -140,7 +140,7 @@ fn a_retiring_container_refuses_runs_and_lets_accepted_ones_finish() {
 fn a_dead_container_voids_its_leases_at_once() {
     let mut container = warm(2);
     container.grant(fence(1), lease(1));
-    container.start_own(RunId(1), ActivationId(1), NOW);
+    container.start_own(RunId(1), ActivationId(1), None, NOW);
     let (leases, runs) = container.void();
     assert_eq!((leases.len(), runs.len()), (1, 1));
     container.check().unwrap();

@@ -38,6 +38,8 @@ pub struct Invariant {
     /// As docs/protocol.md calls it.
     pub name: &'static str,
     pub says: &'static str,
+    /// Whether records alone can tell; if not, only a [`Glance`] at the nodes can.
+    pub told: bool,
     pub(super) observe: fn(&Ledger, &Record) -> Checked,
     /// Where the nodes themselves are at hand, after each step.
     pub(super) look: fn(&Ledger, &Glance<'_>) -> Checked,
@@ -47,7 +49,7 @@ pub struct Invariant {
 
 impl Invariant {
     const fn named(name: &'static str, says: &'static str) -> Self {
-        Self { name, says, observe: |_, _| Ok(()), look: |_, _| Ok(()), at_rest: |_, _| Ok(()) }
+        Self { name, says, told: true, observe: |_, _| Ok(()), look: |_, _| Ok(()), at_rest: |_, _| Ok(()) }
     }
 }
 

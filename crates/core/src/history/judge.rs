@@ -65,17 +65,24 @@ impl Judge {
     }
 
     pub fn observe(&mut self, record: &Record) -> Result<(), Violation> {
-        if self.tells {
-            if self.story.len() >= LONGEST_STORY {
-                self.story.pop_front();
-            }
-            self.story.push_back(record.clone());
-        }
+        self.tell(record);
         for invariant in INVARIANTS {
             (invariant.observe)(&self.ledger, record).map_err(|what| self.violation(invariant.name, what))?;
         }
         self.ledger.apply(record);
         Ok(())
+    }
+
+    /// Everything that this record breaks; it is taken in all the same, so that the rest can be judged.
+    pub fn observe_all(&mut self, record: &Record) -> Vec<Violation> {
+        self.tell(record);
+        let broken = INVARIANTS.iter().filter_map(|invariant| {
+            let what = (invariant.observe)(&self.ledger, record).err()?;
+            Some(self.violation(invariant.name, what))
+        });
+        let broken = broken.collect();
+        self.ledger.apply(record);
+        broken
     }
 
     /// Looks at the nodes themselves.
@@ -94,7 +101,61 @@ impl Judge {
         Ok(())
     }
 
+    fn tell(&mut self, record: &Record) {
+        if self.tells {
+            if self.story.len() >= LONGEST_STORY {
+                self.story.pop_front();
+            }
+            self.story.push_back(record.clone());
+        }
+    }
+
     fn violation(&self, invariant: &'static str, what: String) -> Violation {
         Violation { invariant, what, story: self.story.iter().cloned().collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{End, Premises, What};
+    use super::*;
+    use crate::ids::{ActivationId, Epoch, NodeId};
+
+    const ONE: ActivationId = ActivationId(1);
+
+    /// What is wrong with these, each a step of one node.
+    fn violations(all: impl IntoIterator<Item = What>) -> Vec<&'static str> {
+        let premises = Premises { accepts_us: 1, late_after_us: 1, max_hold_us: 1, memory_mb: 1 };
+        let mut judge = Judge::default();
+        let records = std::iter::once(What::Began(premises)).chain(all).zip(1..).map(|(what, step)| Record {
+            at: Time(step),
+            node: NodeId::new("n1"),
+            epoch: Epoch(1),
+            step,
+            what,
+        });
+        records.flat_map(|record| judge.observe_all(&record)).map(|violation| violation.invariant).collect()
+    }
+
+    fn invoked() -> What {
+        What::Invoked { activation: ONE, idempotent: false, attempt: 0 }
+    }
+
+    fn ended(end: End) -> What {
+        What::Ended { activation: ONE, end }
+    }
+
+    #[test]
+    fn an_activation_that_was_promised_is_asked_for_again_after_a_refusal() {
+        assert_eq!(violations([invoked(), ended(End::Refused), invoked(), ended(End::Answered)]), [""; 0]);
+        assert_eq!(violations([invoked(), ended(End::Withdrawn), invoked(), ended(End::Refused)]), [""; 0]);
+    }
+
+    #[test]
+    fn an_activation_that_ends_twice_is_flagged_each_time_and_judging_goes_on() {
+        let twice = violations([invoked(), ended(End::Answered), ended(End::Answered), ended(End::Refused)]);
+        assert_eq!(twice, ["A4_every_request_answered"; 2]);
+        let again = violations([invoked(), ended(End::Answered), invoked(), ended(End::Answered)]);
+        assert_eq!(again, ["A4_every_request_answered"]);
     }
 }

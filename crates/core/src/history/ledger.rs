@@ -118,6 +118,8 @@ pub(super) struct Activation {
     /// Sends of its body that neither answer nor refusal has settled, by attempt.
     pub(super) unsettled: BTreeMap<u32, i32>,
     pub(super) end: Option<End>,
+    /// The origin's epoch at that end.
+    pub(super) ended_in: Option<Epoch>,
     /// Its origin went down before it had an end.
     pub(super) orphaned: bool,
 }
@@ -172,8 +174,10 @@ impl Ledger {
                 let activation = self.activations.entry(*activation).or_default();
                 activation.origin = Some(node.clone());
                 activation.idempotent = *idempotent;
-                // It is asked for again: what was refused, or what an earlier life did not get on disk.
-                (activation.orphaned, activation.end) = (false, None);
+                activation.orphaned = false;
+                // It is asked for again: what has not run, or what an earlier life did not get on disk.
+                let again = activation.ended_in != Some(record.epoch);
+                activation.end.take_if(|end| again || matches!(end, End::Refused | End::Withdrawn));
                 if *attempt > 0 {
                     // What an earlier life sent or ran, or this one without an answer.
                     let sends = activation.unsettled.entry(attempt - 1).or_default();
@@ -193,7 +197,10 @@ impl Ledger {
                     *sends = if *heard == Heard::Settled { 0 } else { *sends - 1 };
                 }
             }
-            What::Ended { activation, end } => self.activations.entry(*activation).or_default().end = Some(*end),
+            What::Ended { activation, end } => {
+                let activation = self.activations.entry(*activation).or_default();
+                (activation.end, activation.ended_in) = (Some(*end), Some(record.epoch));
+            }
             What::Shown { peer, epoch } => {
                 let known = life.shown.entry(peer.clone()).or_insert(*epoch);
                 *known = (*known).max(*epoch);

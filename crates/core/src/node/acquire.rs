@@ -192,7 +192,7 @@ impl Node {
     /// What a start here costs, with those under way before it; none if it can never fit.
     fn start_cost(&self, name: &ActionId) -> Option<Micros> {
         let action = self.actions.get(name)?;
-        if self.drain.is_some() || action.spec.memory_mb > self.cfg().memory_mb {
+        if self.drains(name) || action.spec.memory_mb > self.cfg().memory_mb {
             return None;
         }
         let alone = self.env.estimates.start(&action.spec.image);

@@ -40,7 +40,7 @@ impl Node {
         }
         let Some(name) = self.containers.get(&number).map(|c| c.action.clone()) else { return };
         self.note(Event::ContainerAdopted { container: number, action: name.clone() });
-        if self.drain.is_some() || self.is_outdated(number) {
+        if self.drains(&name) || self.is_outdated(number) {
             return self.retire_or_keep(number);
         }
         self.arm_idle(number);

@@ -1,7 +1,9 @@
 //! What was answered to which request of which holder: a late or repeated copy gets the same answer and
 //! changes nothing.
 //!
-//! Nothing here is persisted: a request is meant for one owner epoch, and another epoch refuses it.
+//! Nothing here is persisted: a request is meant for one owner epoch, and another epoch refuses it. Of a holder's
+//! earlier epochs nothing new is taken, but what was run for them stays known: a holder that was killed asks for that
+//! again, in its next life.
 
 use std::collections::BTreeMap;
 
@@ -10,19 +12,33 @@ use crate::output::{ReserveAnswer, RunRefusal};
 
 /// Holders remembered; the one heard of longest ago goes when a new one comes, unless answers of it are open.
 const MOST_HOLDERS: usize = 4096;
+/// Earlier epochs of one holder whose runs are remembered.
+const MOST_FORMER: usize = 4;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Answers {
     holders: BTreeMap<NodeId, Holder>,
+    /// Somebody had to be forgotten: of an epoch that is not remembered nothing is known any more.
+    forgotten: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Holder {
     epoch: Epoch,
+    /// Runs of earlier epochs, and from which number on all of them are there.
+    former: BTreeMap<Epoch, Former>,
+    /// The newest epoch of which that is not remembered.
+    dropped: Epoch,
     open_from: u64,
     answers: BTreeMap<u64, Answer>,
     /// Numbers refused because too many answers were open: refused for good, with all unknown ones between.
     full: Option<(u64, u64)>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Former {
+    open_from: u64,
+    answers: BTreeMap<u64, Answer>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -42,8 +58,10 @@ pub(super) enum Admission {
     /// The first copy.
     New,
     Again(Answer),
-    /// An older epoch of the holder, or a number that it has closed.
+    /// A number that the holder has closed, or of an older epoch of it that nobody remembers.
     Stale,
+    /// Of an older epoch of the holder: nothing was begun for it, and nothing will be.
+    NotTaken,
     Full,
 }
 
@@ -55,13 +73,14 @@ impl Answers {
                 Some(name) => self.holders.remove(&name),
                 None => return Admission::Full,
             };
+            self.forgotten = true;
         }
         let holder = self.holders.entry(request.holder.clone()).or_default();
         if request.epoch < holder.epoch {
-            return Admission::Stale;
+            return holder.admit_former(request, self.forgotten);
         }
         if request.epoch > holder.epoch {
-            *holder = Holder { epoch: request.epoch, ..Holder::default() };
+            holder.begin(request.epoch);
         }
         if open_from > holder.open_from {
             holder.open_from = open_from;
@@ -106,6 +125,38 @@ impl Answers {
     }
 }
 
+impl Holder {
+    /// A newer life of the holder: from here on nothing is begun for an older one.
+    fn begin(&mut self, epoch: Epoch) {
+        let before = std::mem::take(self);
+        (self.former, self.dropped, self.epoch) = (before.former, before.dropped, epoch);
+        if before.epoch == Epoch::default() {
+            return;
+        }
+        let ran = |answer: &Answer| {
+            matches!(answer, Answer::Run { .. } | Answer::Reserve(ReserveAnswer::Granted { run: Some(_), .. }))
+        };
+        let answers = before.answers.into_iter().filter(|(_, answer)| ran(answer)).collect();
+        self.former.insert(before.epoch, Former { open_from: before.open_from, answers });
+        while self.former.len() > MOST_FORMER
+            && let Some((oldest, _)) = self.former.pop_first()
+        {
+            self.dropped = oldest;
+        }
+    }
+
+    /// A request of an older epoch: what was run for it is known, and nothing else was.
+    fn admit_former(&self, request: &RequestId, forgotten: bool) -> Admission {
+        match self.former.get(&request.epoch) {
+            Some(former) if request.number < former.open_from => Admission::Stale,
+            Some(former) => former.answers.get(&request.number).cloned().map_or(Admission::NotTaken, Admission::Again),
+            // An epoch that nothing came of.
+            None if request.epoch > self.dropped && !forgotten => Admission::NotTaken,
+            None => Admission::Stale,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,9 +183,41 @@ mod tests {
         let mut answers = Answers::default();
         answers.admit(&request(2, 5), 5, 10);
         assert_eq!(answers.admit(&request(2, 4), 1, 10), Admission::Stale);
-        assert_eq!(answers.admit(&request(1, 9), 9, 10), Admission::Stale);
+        assert_eq!(answers.admit(&request(1, 9), 9, 10), Admission::NotTaken);
         assert_eq!(answers.admit(&request(3, 1), 1, 10), Admission::New);
         assert!(!answers.is_open(&request(2, 5)));
+    }
+
+    #[test]
+    fn what_was_run_for_an_earlier_life_of_a_holder_is_known_and_nothing_more_is_begun_for_it() {
+        let mut answers = Answers::default();
+        let run = Answer::Run { run: RunId(7) };
+        for number in 4..=6 {
+            assert_eq!(answers.admit(&request(1, number), 4, 10), Admission::New);
+        }
+        answers.keep(&request(1, 4), run.clone());
+        answers.keep(&request(1, 5), denied());
+        answers.keep(&request(1, 6), Answer::Waiting);
+        assert_eq!(answers.admit(&request(2, 1), 1, 10), Admission::New);
+        assert_eq!(answers.admit(&request(1, 4), 1, 10), Admission::Again(run.clone()));
+        for not_run in [5, 6, 9] {
+            assert_eq!(answers.admit(&request(1, not_run), 1, 10), Admission::NotTaken, "{not_run}");
+        }
+        assert_eq!(answers.admit(&request(1, 3), 1, 10), Admission::Stale, "closed by its holder: nobody knows");
+        assert_eq!(answers.admit(&request(3, 1), 1, 10), Admission::New);
+        assert_eq!(answers.admit(&request(1, 4), 1, 10), Admission::Again(run), "two lives later as well");
+    }
+
+    #[test]
+    fn of_the_lives_of_a_holder_only_the_last_few_are_remembered() {
+        let mut answers = Answers::default();
+        let last = MOST_FORMER as u64 + 2;
+        for epoch in 1..=last {
+            answers.admit(&request(epoch, 1), 1, 10);
+            answers.keep(&request(epoch, 1), Answer::Run { run: RunId(epoch) });
+        }
+        assert_eq!(answers.admit(&request(1, 1), 1, 10), Admission::Stale);
+        assert_eq!(answers.admit(&request(2, 1), 1, 10), Admission::Again(Answer::Run { run: RunId(2) }));
     }
 
     #[test]

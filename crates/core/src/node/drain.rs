@@ -1,81 +1,151 @@
-//! Ending work on this node: nothing new is accepted, all containers retire, and at the deadline what is left
-//! is reported, or killed if that was asked for. When the node only makes place for its next life, what has retired
-//! or is paused stays for that one to adopt.
+//! Ending work on this node: nothing new is accepted, what was promised is finished, all containers retire, and at the
+//! deadline what is left is reported, or killed if that was asked for. When the node only makes place for its next life,
+//! what was promised and has not begun is left to that one, as are containers that are idle or paused if it can adopt
+//! them.
 
 use super::{Node, Timer};
 use crate::container::{Container, Lifecycle};
 use crate::history::What;
-use crate::ids::ActionId;
-use crate::output::{Denial, Event, Output, Refusal};
+use crate::ids::{ActionId, ActivationId};
+use crate::output::{Denial, DrainEnd, Event, Output, Refusal};
 use crate::time::{Micros, Time};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Drain {
     deadline: Time,
-    force: bool,
-    /// Containers stay, once they are idle.
-    hand_over: bool,
+    way: Way,
     /// The end was reported.
     ended: bool,
 }
 
+/// What becomes of promises and containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Way {
+    /// An operator takes the node out: promises are kept here.
+    Drain { force: bool },
+    /// The process ends, and its containers with it; its next life keeps the promises.
+    Stop,
+    /// The process ends; its next life keeps the promises and adopts the containers.
+    HandOver,
+}
+
+impl Drain {
+    /// Whether what was promised is still begun.
+    fn finishes(&self) -> bool {
+        match self.way {
+            Way::Drain { force } => !(force && self.ended),
+            Way::Stop | Way::HandOver => false,
+        }
+    }
+
+    fn kills(&self) -> bool {
+        matches!(self.way, Way::Drain { force: true } | Way::Stop)
+    }
+}
+
 impl Node {
     pub(super) fn handle_drain(&mut self, deadline_us: Micros, force: bool) {
-        self.drain_to(deadline_us, force, false);
+        self.drain_to(deadline_us, Way::Drain { force });
+    }
+
+    pub(super) fn handle_stop(&mut self, deadline_us: Micros) {
+        self.drain_to(deadline_us, Way::Stop);
     }
 
     pub(super) fn handle_hand_over(&mut self, deadline_us: Micros) {
-        self.drain_to(deadline_us, false, true);
+        self.drain_to(deadline_us, Way::HandOver);
     }
 
-    fn drain_to(&mut self, deadline_us: Micros, force: bool, hand_over: bool) {
+    fn drain_to(&mut self, deadline_us: Micros, way: Way) {
         let deadline = self.now + deadline_us;
         if self.drain.is_none() {
             self.note(Event::Draining);
         }
-        self.drain = Some(Drain { deadline, force, hand_over, ended: false });
-        if hand_over {
+        if matches!(way, Way::HandOver) {
             self.tell(|_| What::HandsOver);
         }
+        self.drain = Some(Drain { deadline, way, ended: false });
         self.arm(deadline, Timer::Drain);
-        let actions: Vec<ActionId> = self.actions.keys().cloned().collect();
-        for name in &actions {
-            self.drop_queued_starts(name);
-            self.refuse_queue(name, Refusal::Draining);
+        for name in self.actions.keys().cloned().collect::<Vec<_>>() {
+            self.refuse_unpromised(&name);
             let waiting: Vec<_> =
-                self.actions.get(name).map_or_else(Vec::new, |a| a.waiting.values().cloned().collect());
+                self.actions.get(&name).map_or_else(Vec::new, |a| a.waiting.values().cloned().collect());
             for request in waiting {
                 self.deny_waiting(&request, Denial::Draining);
             }
-            self.touch(name);
+            // Ends the action before the step does, unless something promised waits for it.
+            self.touch(&name);
         }
-        for number in self.containers.keys().copied().collect::<Vec<_>>() {
+    }
+
+    fn refuse_unpromised(&mut self, name: &ActionId) {
+        let Some(action) = self.actions.get(name) else { return };
+        for id in action.queue.values().copied().collect::<Vec<_>>() {
+            if !self.finishes(id) {
+                self.refuse(id, Refusal::Draining);
+            }
+        }
+    }
+
+    /// Ends an action on a node that drains, once nothing that was promised waits for it: its containers retire, and
+    /// leases go back.
+    pub(super) fn drain_action(&mut self, name: &ActionId) {
+        if !self.drains(name) {
+            return;
+        }
+        self.drop_queued_starts(name);
+        let Some(action) = self.actions.get(name) else { return };
+        let held = action.held.iter().filter(|key| self.held.get(key).is_some_and(|lease| !lease.recalled));
+        let (held, containers): (Vec<_>, Vec<_>) =
+            (held.cloned().collect(), action.containers.iter().copied().collect());
+        for number in containers {
             self.retire_or_keep(number);
         }
-        for key in self.held.keys().cloned().collect::<Vec<_>>() {
+        for key in held {
             self.on_recall(key.0, key.1.epoch, key.1);
         }
     }
 
+    /// Whether nothing of the action is started here any more.
+    pub(super) fn drains(&self, name: &ActionId) -> bool {
+        let Some(drain) = &self.drain else { return false };
+        let promised = || self.actions.get(name).is_some_and(|action| !action.queue.is_empty());
+        !(drain.finishes() && promised())
+    }
+
+    /// Whether a draining node still runs this activation: the journal keeps it.
+    pub(super) fn finishes(&self, id: ActivationId) -> bool {
+        self.kept.contains_key(&id) && self.drain.as_ref().is_some_and(Drain::finishes)
+    }
+
     pub(super) fn drain_due(&mut self) {
-        let Some(drain) = self.drain.clone() else { return };
-        if drain.ended || self.now < drain.deadline {
+        let Some(drain) = self.drain.as_mut().filter(|drain| !drain.ended && drain.deadline <= self.now) else {
             return;
-        }
-        if drain.force {
+        };
+        let kills = drain.kills();
+        if kills {
+            drain.ended = true;
+            for name in self.actions.keys().cloned().collect::<Vec<_>>() {
+                self.refuse_queue(&name, Refusal::Draining);
+                self.touch(&name);
+            }
             for number in self.containers.keys().copied().collect::<Vec<_>>() {
                 self.fail_container(number);
             }
         }
-        let left = if drain.force { Vec::new() } else { self.not_done() };
-        self.end_drain(left);
+        let at_peers = self.requests.values().filter(|request| request.carries_body()).count() as u32;
+        self.end_drain(match kills {
+            true => DrainEnd { at_peers, ..DrainEnd::default() },
+            false => DrainEnd { containers: self.not_done(), at_peers, owed: self.kept.len() as u32 },
+        });
     }
 
     /// Reports the end as soon as nothing is left.
     pub(super) fn drain_progress(&mut self) {
-        let busy = self.drain.as_ref().is_some_and(|d| !d.ended);
-        if busy && self.requests.is_empty() && self.activations.is_empty() && self.not_done().is_empty() {
-            self.end_drain(Vec::new());
+        let Some(drain) = self.drain.as_ref().filter(|drain| !drain.ended) else { return };
+        let kept = self.kept.is_empty() || !drain.finishes();
+        if kept && self.requests.is_empty() && self.activations.is_empty() && self.not_done().is_empty() {
+            self.end_drain(DrainEnd::default());
         }
     }
 
@@ -97,7 +167,7 @@ impl Node {
 
     /// Whether idle containers stay for the next life of this node.
     pub(super) fn hands_over(&self) -> bool {
-        self.drain.as_ref().is_some_and(|d| d.hand_over)
+        self.drain.as_ref().is_some_and(|d| d.way == Way::HandOver)
     }
 
     /// Containers that stay for the next life of this node: nothing runs in them, and nothing will.
@@ -115,13 +185,13 @@ impl Node {
         self.containers.keys().copied().filter(|n| !stay.contains(n)).collect()
     }
 
-    fn end_drain(&mut self, left: Vec<u64>) {
+    fn end_drain(&mut self, end: DrainEnd) {
         if let Some(drain) = &mut self.drain {
             drain.ended = true;
         }
-        if left.is_empty() {
+        if end.is_empty() {
             self.note(Event::Drained);
         }
-        self.emit(Output::Drained { left });
+        self.emit(Output::Drained(end));
     }
 }

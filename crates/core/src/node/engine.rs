@@ -33,7 +33,7 @@ impl Node {
         let image = action.spec.image.clone();
         self.env.estimates.started(&image, cold_us);
         self.note(Event::ContainerWarm { container: number, action: name.clone(), cold_us });
-        if outdated || self.drain.is_some() {
+        if outdated || self.drains(&name) {
             return self.retire_or_keep(number);
         }
         self.arm_idle(number);
@@ -73,7 +73,7 @@ impl Node {
             let name = self.containers[&number].action.clone();
             self.note(Event::ContainerPaused { container: number, action: name.clone() });
             self.arm_idle(number);
-            if self.drain.is_some() || self.is_outdated(number) {
+            if self.drains(&name) || self.is_outdated(number) {
                 return self.retire_or_keep(number);
             }
             self.resume_for_waiting(&name);
@@ -94,7 +94,7 @@ impl Node {
             container.fresh = Some(Served::Resumed);
             let name = container.action.clone();
             self.note(Event::ContainerResumed { container: number, action: name.clone() });
-            if self.drain.is_some() || self.is_outdated(number) {
+            if self.drains(&name) || self.is_outdated(number) {
                 return self.retire_or_keep(number);
             }
             self.arm_idle(number);

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use super::acquire::Ask;
 use super::{LeaseKey, Node, Timer};
 use crate::history::What;
 use crate::ids::{ActionId, ActivationId, ContainerId, Epoch, Fence, NodeId, RequestId, Revision};
@@ -31,7 +32,7 @@ pub(super) struct HeldLease {
     peak: u32,
     /// Nothing is sent on it from this moment on.
     pub(super) expires_at: Time,
-    recalled: bool,
+    pub(super) recalled: bool,
     /// No run was sent on it yet but the one it was made for.
     fresh: bool,
 }
@@ -52,6 +53,8 @@ pub(super) struct OutReserve {
     pub(super) granted: bool,
     /// The lease that it made.
     lease: Option<LeaseKey>,
+    /// Since when this peer is asked to wait for a container that comes.
+    waits_since: Time,
     sent_at: Time,
     tries: u32,
     /// A send of unknown fate came before: only this epoch's own word is proof that it did not run.
@@ -77,6 +80,7 @@ impl OutRequest {
             message,
             granted: false,
             lease: None,
+            waits_since: now,
             sent_at: now,
             tries: 1,
             unsure: false,
@@ -100,9 +104,14 @@ impl OutRequest {
     }
 
     pub(super) fn carries_body(&self) -> bool {
+        self.activation().is_some()
+    }
+
+    /// Whose body it carries.
+    fn activation(&self) -> Option<ActivationId> {
         match self {
-            OutRequest::Reserve(r) => r.run.is_some(),
-            OutRequest::Run(_) => true,
+            OutRequest::Reserve(r) => r.run,
+            OutRequest::Run(r) => Some(r.message.activation),
         }
     }
 }
@@ -291,9 +300,12 @@ impl Node {
         if reserve.message.wait_us == 0 && reserve.tries == 1 {
             self.env.estimates.round_trip(&to, self.now.since(reserve.sent_at));
         }
+        self.forget_reserving(&name, request.number);
+        if denial == Denial::StillComing && self.wait_again(&reserve) {
+            return self.touch(&name);
+        }
         self.env.estimates.answered(&to, true);
         self.advert_was_wrong(&name, &to);
-        self.forget_reserving(&name, request.number);
         if let Some(id) = reserve.run {
             // Neither another epoch nor one that has closed the number can speak for an earlier copy.
             if reserve.unsure && matches!(denial, Denial::WrongEpoch | Denial::StaleRequest) {
@@ -307,6 +319,25 @@ impl Node {
             activation.hint = hint.filter(|peer| !activation.asked.contains(peer));
         }
         self.touch(&name);
+    }
+
+    /// What was waited for is still on its way: asked for once more, for as long as a home would send others there,
+    /// rather than started here as well.
+    fn wait_again(&mut self, before: &OutReserve) -> bool {
+        let SendReserve { to, owner_epoch, action: name, wait_us, start, slots, .. } = before.message.clone();
+        let Some(action) = self.actions.get(&name) else { return false };
+        let waits_for = action.queue.len() as u32;
+        let patience = super::home::lasts_us(self.env.estimates.start(&action.spec.image));
+        let current = self.peers.get(&to).is_some_and(|p| p.live && !p.draining && p.epoch == owner_epoch);
+        if !current || waits_for == 0 || wait_us == 0 || self.now.since(before.waits_since) >= patience {
+            return false;
+        }
+        let ask = Ask { to, owner_epoch, slots: slots.min(waits_for), wait_us, start, run: None };
+        self.send_reserve(&name, ask);
+        if let Some(OutRequest::Reserve(again)) = self.requests.get_mut(&self.counters.request) {
+            again.waits_since = before.waits_since;
+        }
+        true
     }
 
     pub(super) fn on_reserve_failed(&mut self, request: &RequestId, never_sent: bool) {
@@ -342,6 +373,23 @@ impl Node {
         self.touch(&name);
     }
 
+    /// The origin takes the activation back, and has not sent the request: nothing is wrong with the peer.
+    pub(super) fn on_reserve_withdrawn(&mut self, request: &RequestId) {
+        if request.epoch != self.epoch {
+            return;
+        }
+        let Some(OutRequest::Reserve(reserve)) = self.requests.get(&request.number) else { return };
+        let (to, name) = (reserve.message.to.clone(), reserve.message.action.clone());
+        let (slots, activation) = (reserve.slots, reserve.run);
+        self.drop_request(request.number);
+        self.count_returned(&name, &to, slots);
+        self.forget_reserving(&name, request.number);
+        if let Some(id) = activation {
+            self.withdrawn(id);
+        }
+        self.touch(&name);
+    }
+
     pub(super) fn on_run_answered(&mut self, request: &RequestId, end: RemoteEnd) {
         if request.epoch != self.epoch {
             return;
@@ -370,7 +418,14 @@ impl Node {
                     return self.emit(Output::SendRun(message));
                 }
                 let run = run.clone();
-                self.close_request(request.number);
+                if end == RemoteEnd::Withdrawn {
+                    self.drop_request(request.number);
+                    if let Some(lease) = self.held.get_mut(&run.lease) {
+                        lease.fresh = run.message.served == Served::NewLease;
+                    }
+                } else {
+                    self.close_request(request.number);
+                }
                 self.run_ended(run.message.activation, &run.lease, &run.message.action, run.sent_at, end, run.unsure);
             }
             // An end without a grant before it: the grant is not known, so neither is the run.
@@ -426,9 +481,7 @@ impl Node {
                 self.lose_lease(key);
                 self.requeue(id);
             }
-            RemoteEnd::Withdrawn if !unsure => {
-                self.activations.remove(&id);
-            }
+            RemoteEnd::Withdrawn if !unsure => self.withdrawn(id),
             RemoteEnd::NeverSent | RemoteEnd::Withdrawn | RemoteEnd::Unknown => {
                 self.lose_lease(key);
                 self.indeterminate(id);
@@ -552,10 +605,31 @@ impl Node {
         }
     }
 
+    /// Its outcome is known, or given up.
     fn close_request(&mut self, number: u64) {
-        if let Some(request) = self.requests.remove(&number)
-            && let Some(peer) = self.peers.get_mut(request.to())
-        {
+        let Some(request) = self.requests.remove(&number) else { return };
+        let (to, activation) = (request.to().clone(), request.activation());
+        match activation.and_then(|id| self.kept.get_mut(&id)) {
+            // Until its record is on disk a crash would forget that outcome: the owner keeps it meanwhile.
+            Some(kept) => {
+                if let Some((to, number)) = kept.handed.replace((to, number)) {
+                    self.owner_may_forget(&to, number);
+                }
+            }
+            None => self.owner_may_forget(&to, number),
+        }
+    }
+
+    /// It was not sent in the end.
+    fn drop_request(&mut self, number: u64) {
+        if let Some(request) = self.requests.remove(&number) {
+            self.owner_may_forget(&request.to().clone(), number);
+        }
+    }
+
+    /// Nobody will ask for the answer to that request any more.
+    pub(super) fn owner_may_forget(&mut self, to: &NodeId, number: u64) {
+        if let Some(peer) = self.peers.get_mut(to) {
             peer.open.remove(&number);
         }
     }

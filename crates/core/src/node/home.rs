@@ -16,7 +16,13 @@ use crate::time::{MS, Micros, SECOND, Time};
 const MOST_ACTIONS: usize = 1024;
 /// A busy home answers late: waiting a little costs less than a start that was not needed.
 const SHORTEST_SILENCE: Micros = 100 * MS;
-const LONGEST_SILENCE: Micros = 250 * MS;
+const LONGEST_SILENCE: Micros = 500 * MS;
+
+/// How long a start is believed in that should have come true long ago: on a busy machine it may take a few times what
+/// starts have taken.
+pub(super) fn lasts_us(start_us: Micros) -> Micros {
+    start_us.saturating_mul(4).clamp(2 * SECOND, 10 * SECOND)
+}
 
 /// How far a node is with asking the home before a first start.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -72,9 +78,8 @@ impl Notices {
             }
         }
         if self.coming.len() < MOST_ACTIONS || self.coming.contains_key(&hash) {
-            let lasts = plan.start_us.saturating_mul(4).clamp(500 * MS, 10 * SECOND);
-            let coming =
-                Coming { node: from.0, epoch: from.1, slots: plan.slots, queued: plan.queued, until: now + lasts };
+            let until = now + lasts_us(plan.start_us);
+            let coming = Coming { node: from.0, epoch: from.1, slots: plan.slots, queued: plan.queued, until };
             self.coming.insert(hash, coming);
         }
         Advice::Start
@@ -168,7 +173,8 @@ impl Node {
     fn follow(&mut self, name: &ActionId, advice: Advice) {
         let Some(action) = self.actions.get(name) else { return };
         let start_us = self.env.estimates.start(&action.spec.image);
-        let until = self.now + start_us.saturating_mul(4).clamp(500 * MS, 10 * SECOND);
+        // Not asked again before whoever goes there has waited in vain: then it starts.
+        let until = self.now + lasts_us(start_us) + self.cfg().max_wait_us + SECOND;
         let queued = action.queue.len() as u32;
         self.set_home(name, HomeStep::Cleared { until });
         self.arm(until, Timer::HomeSilent(name.clone()));
@@ -243,6 +249,6 @@ mod tests {
     fn a_notice_is_forgotten_after_its_start_should_have_come_true() {
         let mut notices = Notices::default();
         notices.advise(Time(0), node("a"), ActionHash(1), PLAN);
-        assert_eq!(notices.advise(Time(2 * SECOND), node("b"), ActionHash(1), PLAN), Advice::Start);
+        assert_eq!(notices.advise(Time(lasts_us(PLAN.start_us)), node("b"), ActionHash(1), PLAN), Advice::Start);
     }
 }

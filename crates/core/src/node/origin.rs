@@ -34,6 +34,14 @@ pub(super) struct Activation {
     cancelled: bool,
 }
 
+/// What is known of a body that the journal keeps.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct Kept {
+    bytes: u64,
+    /// The last request that it went with, once that has its answer.
+    pub(super) handed: Option<(NodeId, u64)>,
+}
+
 impl Activation {
     pub(super) fn queued_at(&self, seq: u64, action: &ActionId) -> bool {
         self.queued && self.seq == seq && self.action == *action
@@ -49,7 +57,7 @@ impl Node {
         attempt: u32,
         journaled: bool,
     ) {
-        if self.drain.is_some() {
+        if self.drain.is_some() && !self.finishes(id) {
             return self.emit(Output::Refuse { activation: id, refusal: Refusal::Draining });
         }
         let name = spec.action.clone();
@@ -95,12 +103,17 @@ impl Node {
     }
 
     pub(super) fn keep_body(&mut self, id: ActivationId, bytes: u64) {
-        let before = self.kept.insert(id, bytes).unwrap_or(0);
+        let kept = self.kept.entry(id).or_default();
+        let before = std::mem::replace(&mut kept.bytes, bytes);
         self.kept_bytes = (self.kept_bytes - before).saturating_add(bytes);
     }
 
     pub(super) fn drop_body(&mut self, id: ActivationId) {
-        self.kept_bytes -= self.kept.remove(&id).unwrap_or(0);
+        let Some(kept) = self.kept.remove(&id) else { return };
+        self.kept_bytes -= kept.bytes;
+        if let Some((to, number)) = kept.handed {
+            self.owner_may_forget(&to, number);
+        }
     }
 
     pub(super) fn handle_cancel(&mut self, id: ActivationId) {
@@ -120,6 +133,13 @@ impl Node {
         let ended = self.activations.remove(&id)?;
         self.tell(|_| What::Ended { activation: id, end: End::Answered });
         Some(ended.action)
+    }
+
+    /// Taken back before it was handed on.
+    pub(super) fn withdrawn(&mut self, id: ActivationId) {
+        if self.activations.remove(&id).is_some() {
+            self.tell(|_| What::Ended { activation: id, end: End::Withdrawn });
+        }
     }
 
     /// Binds queued activations to free slots: own containers first, then leases already held.
@@ -152,8 +172,9 @@ impl Node {
         self.cancel_intent_by_use(number);
         let Some(container) = self.containers.get_mut(&number) else { return };
         // The first run after a start or a resume is the one that paid for it.
-        let served = container.fresh.take().unwrap_or(Served::Local);
-        container.start_own(run, id, now);
+        let fresh = container.fresh.take();
+        let served = fresh.unwrap_or(Served::Local);
+        container.start_own(run, id, fresh, now);
         let attempt = self.activations.get(&id).map_or(0, |a| a.attempt);
         let (action, revision) = (container.action.clone(), container.revision.clone());
         self.tell(|_| {
@@ -177,8 +198,8 @@ impl Node {
                 self.arm_idle(number);
             }
             RunEnd::Withdrawn => {
-                let Some(ended) = container.end_run(run, now) else { return };
-                self.activations.remove(&ended.activation);
+                let Some(withdrawn) = container.withdraw_run(run, now) else { return };
+                self.withdrawn(withdrawn.activation);
                 self.arm_idle(number);
             }
             RunEnd::NeverStarted => {
@@ -232,7 +253,7 @@ impl Node {
             self.refuse(id, Refusal::Cancelled);
         } else if self.now.since(activation.waits_since) >= self.cfg().max_queue_wait_us {
             self.refuse(id, Refusal::NoCapacity { retry_after_us: SECOND });
-        } else if self.drain.is_some() {
+        } else if self.drain.is_some() && !self.finishes(id) {
             self.refuse(id, Refusal::Draining);
         } else if self.actions.get(&activation.action).is_some_and(|a| a.deleted) {
             self.refuse(id, Refusal::Deleted);

@@ -76,6 +76,7 @@ impl Node {
             Admission::Again(_) | Admission::Stale => {
                 return self.answer_reserve(&request, denied(Denial::StaleRequest));
             }
+            Admission::NotTaken => return self.answer_reserve(&request, denied(Denial::NotTaken)),
             Admission::Full => return self.answer_reserve(&request, denied(Denial::Full)),
         }
         let known = match spec {
@@ -123,6 +124,7 @@ impl Node {
             Admission::Again(_) | Admission::Stale => {
                 return self.answer_run(&request, RunAnswer::Refused(RunRefusal::StaleRequest));
             }
+            Admission::NotTaken => return self.answer_run(&request, RunAnswer::Refused(RunRefusal::NotStarted)),
             Admission::Full => return self.answer_run(&request, RunAnswer::Refused(RunRefusal::Full)),
         }
         match self.accept_run(&run) {
@@ -297,7 +299,21 @@ impl Node {
     }
 
     pub(super) fn wait_end(&mut self, request: &RequestId) {
-        self.deny_waiting(request, Denial::NoCapacity);
+        let coming = self.waiting.get(request).is_some_and(|waiting| self.still_comes(&waiting.action));
+        self.deny_waiting(request, if coming { Denial::StillComing } else { Denial::NoCapacity });
+    }
+
+    /// Whether a container is on its way that should do for all who wait here, in the time of one start.
+    fn still_comes(&self, name: &ActionId) -> bool {
+        let Some(action) = self.actions.get(name) else { return false };
+        let coming = action.containers.iter().filter_map(|n| self.containers.get(n)).filter(|c| {
+            c.revision == action.spec.revision
+                && matches!(c.state(), Lifecycle::Starting | Lifecycle::Initializing | Lifecycle::Resuming)
+        });
+        let slots = coming.map(|c| c.slots).sum::<u32>() + action.starts_queued * action.spec.concurrency;
+        let waiting = (action.queue.len() + action.waiting.len()) as u64;
+        let work = waiting.saturating_mul(self.env.estimates.service(name).unwrap_or(0));
+        slots > 0 && work / u64::from(slots) <= self.env.estimates.start(&action.spec.image)
     }
 
     pub(super) fn deny_waiting(&mut self, request: &RequestId, denial: Denial) {

@@ -21,10 +21,18 @@ pub(super) struct Peer {
     pub(super) live: bool,
     pub(super) draining: bool,
     pub(super) room_mb: u64,
+    /// Its adverts that gossip showed, so that none of many thousands has to be looked at to count them.
+    gossiped: usize,
     /// Requests sent to it, and the numbers of those that it may still get again, each with how many were sent
     /// before it.
     pub(super) sent: u64,
     pub(super) open: BTreeMap<u64, u64>,
+}
+
+impl Peer {
+    fn new(epoch: Epoch) -> Self {
+        Self { epoch, live: true, draining: false, room_mb: 0, gossiped: 0, sent: 0, open: BTreeMap::new() }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -83,8 +91,7 @@ impl Node {
                         None => return,
                     };
                 }
-                let peer = Peer { epoch, live: true, draining: false, room_mb: 0, sent: 0, open: BTreeMap::new() };
-                self.peers.insert(name.clone(), peer);
+                self.peers.insert(name.clone(), Peer::new(epoch));
             }
         }
         self.note(Event::PeerUp { peer: name, epoch });
@@ -128,11 +135,17 @@ impl Node {
                     self.adverts.remove(&hash);
                 }
             }
+            if known {
+                self.count_gossiped(&name, |count| count.saturating_sub(1));
+            }
             return;
         }
-        let count = self.adverts.values().filter(|a| a.get(&name).is_some_and(|a| a.gossiped)).count();
-        if !known && count >= self.cfg().adverts_per_peer {
-            return;
+        if !known {
+            let most = self.cfg().adverts_per_peer;
+            if self.peers.get(&name).is_some_and(|p| p.gossiped >= most) {
+                return;
+            }
+            self.count_gossiped(&name, |count| count + 1);
         }
         self.tell(|_| What::AdvertTaken { peer: name.clone(), epoch });
         self.adverts
@@ -145,6 +158,12 @@ impl Node {
                 self.may_ask_again(&action, &name);
             }
             self.touch(&action);
+        }
+    }
+
+    fn count_gossiped(&mut self, name: &NodeId, change: impl FnOnce(usize) -> usize) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.gossiped = change(peer.gossiped);
         }
     }
 
@@ -332,11 +351,13 @@ impl Node {
     }
 
     fn drop_adverts_of(&mut self, name: &NodeId, older_than: Option<Epoch>) {
+        let mut dropped = 0;
         for adverts in self.adverts.values_mut() {
             if adverts.get(name).is_some_and(|a| older_than.is_none_or(|epoch| a.epoch < epoch)) {
-                adverts.remove(name);
+                dropped += usize::from(adverts.remove(name).is_some_and(|a| a.gossiped));
             }
         }
         self.adverts.retain(|_, a| !a.is_empty());
+        self.count_gossiped(name, |count| count.saturating_sub(dropped));
     }
 }

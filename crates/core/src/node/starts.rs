@@ -19,8 +19,9 @@ pub(super) struct StartRequest {
 impl Node {
     /// Queues a start for the action.
     pub(super) fn request_start(&mut self, name: &ActionId) -> bool {
+        let drains = self.drains(name);
         let Some(action) = self.actions.get_mut(name) else { return false };
-        if self.drain.is_some() || action.spec.memory_mb > self.env.cfg.memory_mb {
+        if drains || action.spec.memory_mb > self.env.cfg.memory_mb {
             return false;
         }
         action.starts_queued += 1;

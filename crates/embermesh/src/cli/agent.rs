@@ -53,6 +53,11 @@ pub(crate) struct AgentArgs {
     #[arg(long = "memory", value_name = "SIZE", value_parser = values::memory_mb)]
     pub(crate) memory_mb: Option<u64>,
 
+    /// Threads that carry activations and messages [default: half of the host's cores; the other
+    /// half is for the actions]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+
     /// File for the node's history: what it granted, ran, paused and removed, one JSON object a
     /// line, to be judged by the protocol's invariants
     #[arg(long, value_name = "FILE")]

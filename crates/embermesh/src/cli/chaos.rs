@@ -1,10 +1,12 @@
 //! Options of `embermesh chaos`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::values;
+use super::{Engine, values};
+use crate::chaos::scenario::Kind;
 
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum ChaosCommand {
@@ -12,19 +14,73 @@ pub(crate) enum ChaosCommand {
     #[command(after_help = INJECT_EXAMPLES)]
     Inject(InjectArgs),
 
-    /// Judge histories that agents wrote with --history by the protocol's invariants
+    /// Start a throw-away mesh on this machine, call it, break it, and judge what came of it
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(ChaosRunArgs),
+
+    /// Judge the report of a run, or histories that agents wrote with --history
     #[command(after_help = CHECK_EXAMPLES)]
     Check {
-        /// Histories of nodes of one mesh, all on one host: what crosses nodes is judged by their clocks
-        #[arg(value_name = "FILE", required = true)]
-        files: Vec<std::path::PathBuf>,
+        /// A report's folder; or histories of nodes of one mesh, all on one host: what crosses nodes is judged by their
+        /// clocks
+        #[arg(value_name = "DIR|FILE", required = true)]
+        files: Vec<PathBuf>,
     },
 }
 
-const CHECK_EXAMPLES: &str = "\
-Exits 1 and names the invariant, with what happened before, when one does not hold.
+const RUN_EXAMPLES: &str = "\
+Agents are real processes of this program, on loopback, with everything in one temporary folder.
+Calls come in an open loop, waiting and not waiting, of actions that write down each run. After
+the last fault the mesh has to heal. Then the promises are judged: the protocol's invariants over
+what the nodes told of themselves, what the actions wrote down, and what is left at the end.
+Exits 1 when one does not hold. Ctrl-C ends everything, and nothing is left.
 
-Example:
+What needs root (disk) is left out without it, and said to be. How to write a scenario of one's
+own: docs/chaos.md.
+
+Examples:
+  embermesh chaos run --duration 30s
+  embermesh chaos run --faults kill,partition --seed 7 --report ./report
+  embermesh chaos run --scenario two-sides.toml --report ./report
+  embermesh chaos check ./report";
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ChaosRunArgs {
+    /// How many nodes [default: 5]
+    #[arg(long, value_name = "N", conflicts_with = "scenario")]
+    pub(crate) nodes: Option<u32>,
+
+    /// How long calls are made and faults come and go, e.g. 10m [default: 2m]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, conflicts_with = "scenario")]
+    pub(crate) duration: Option<Duration>,
+
+    /// Kinds of faults, with commas [default: all of them]
+    #[arg(long, value_enum, value_name = "KINDS", value_delimiter = ',', conflicts_with = "scenario")]
+    pub(crate) faults: Vec<Kind>,
+
+    /// The same seed makes the same faults and calls at the same times [default: any]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+
+    /// What runs the containers [default: process]
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    pub(crate) engine: Option<Engine>,
+
+    /// A new folder for everything that was seen, and a time line to read
+    #[arg(long, value_name = "DIR")]
+    pub(crate) report: Option<PathBuf>,
+
+    /// What to do, as a TOML file, instead of faults made of the seed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) scenario: Option<PathBuf>,
+}
+
+const CHECK_EXAMPLES: &str = "\
+Exits 1 and names the invariant, with what happened before, when one does not hold. No node is
+asked.
+
+Examples:
+  embermesh chaos check ./report
   embermesh agent --node-id n1 --data-dir ./n1 --history n1.history
   embermesh chaos check n1.history n2.history";
 

@@ -47,6 +47,7 @@ fn an_agent_without_options_leaves_all_of_them_to_its_configuration() {
         advertise,
         engine,
         memory_mb,
+        threads,
         config,
         cluster,
         insecure,
@@ -58,7 +59,7 @@ fn an_agent_without_options_leaves_all_of_them_to_its_configuration() {
     assert!(node_id.is_none() && data_dir.is_none() && mesh.is_none() && api.is_none() && join.is_empty());
     assert!(advertise.is_none() && engine.is_none() && memory_mb.is_none() && config.is_none());
     assert!(history.is_none() && cluster.is_none() && !insecure && !until_stdin_closes && log_format.is_none());
-    assert!(!enable_fault_injection);
+    assert!(!enable_fault_injection && threads.is_none());
 }
 
 #[test]

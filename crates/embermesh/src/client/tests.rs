@@ -25,6 +25,27 @@ async fn raw_server(answer: &'static [u8]) -> (Client, tokio::task::JoinHandle<(
 }
 
 #[tokio::test]
+async fn a_connection_that_was_idle_for_too_long_is_not_used_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let client = Client::keeping(base, LONG, Duration::from_nanos(1));
+    let calls = tokio::spawn(async move {
+        for _ in 0..2 {
+            client.get("/").await.unwrap();
+        }
+    });
+    let mut kept = Vec::new();
+    // Each call comes on a connection of its own, although the one before would be kept.
+    for _ in 0..2 {
+        let (mut socket, _) = timeout(LONG, listener.accept()).await.unwrap().unwrap();
+        assert!(socket.read(&mut [0; 1024]).await.unwrap() > 0);
+        socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await.unwrap();
+        kept.push(socket);
+    }
+    calls.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_refused_connection_asks_whether_an_agent_runs_there() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -18,6 +18,7 @@ const PATH: &str = "/mesh/v1/faults";
 pub(super) async fn run(client: &Client, command: ChaosCommand, output: &mut Output<'_>) -> Result<Exit, CommandError> {
     match command {
         ChaosCommand::Inject(args) => inject(client, args, output).await,
+        ChaosCommand::Run(args) => crate::chaos::run(args, output).await,
         ChaosCommand::Check { files } => super::check::run(&files, output),
     }
 }

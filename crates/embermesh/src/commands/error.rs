@@ -35,6 +35,8 @@ pub(crate) enum CommandError {
     /// The same, with what to try next in this command.
     Hinted(ClientError, String),
     Usage(String),
+    /// In conflict with what is there.
+    Conflict(String),
     /// A file or input that can't be used.
     Input(String),
     /// Standard output can't be written.
@@ -46,6 +48,7 @@ impl CommandError {
         match self {
             Self::Client(e) | Self::Hinted(e, _) => e.exit(),
             Self::Usage(_) => Exit::Usage,
+            Self::Conflict(_) => Exit::Conflict,
             Self::Input(_) => Exit::Failure,
             // Whoever read the output has seen enough, as in `… | head -1`.
             Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
@@ -62,7 +65,7 @@ impl CommandError {
         let (code, hint) = match self {
             Self::Client(e) => (e.code(), e.hint()),
             Self::Hinted(e, hint) => (e.code(), Some(hint.clone())),
-            Self::Usage(_) | Self::Input(_) | Self::Output(_) => (None, None),
+            Self::Usage(_) | Self::Conflict(_) | Self::Input(_) | Self::Output(_) => (None, None),
         };
         if let Some(code) = code {
             output.remark(&format!("code: {code}"));
@@ -91,7 +94,7 @@ impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Client(e) | Self::Hinted(e, _) => e.fmt(f),
-            Self::Usage(message) | Self::Input(message) => f.write_str(message),
+            Self::Usage(message) | Self::Conflict(message) | Self::Input(message) => f.write_str(message),
             Self::Output(e) => write!(f, "standard output can't be written: {e}"),
         }
     }

@@ -40,5 +40,10 @@ pub(super) async fn leave(client: &Client, force: bool, output: &mut Output<'_>)
 
 fn outcome_details(outcome: &DrainOutcome) -> String {
     let left = if outcome.left.is_empty() { "-".to_owned() } else { outcome.left.join(", ") };
-    details([("drained", if outcome.drained { "yes" } else { "no" }.to_owned()), ("left", left)])
+    details([
+        ("drained", if outcome.drained { "yes" } else { "no" }.to_owned()),
+        ("left", left),
+        ("calls at peers", outcome.at_peers.to_string()),
+        ("owed", outcome.owed.to_string()),
+    ])
 }

@@ -11,8 +11,10 @@ use embermesh_proto::v1::echo_client::EchoClient;
 use embermesh_proto::v1::echo_server::{Echo, EchoServer};
 use tokio::io::AsyncBufReadExt as _;
 use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::figures::Samples;
@@ -59,31 +61,46 @@ pub(crate) fn serve() -> ExitCode {
     }
 }
 
-/// Measures round trips of one unary call of 1 KB at a time.
-pub(super) async fn measure(samples: usize) -> anyhow::Result<Samples> {
-    let mut child = tokio::process::Command::new("/proc/self/exe")
-        .arg("__echo")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("the echo process can't be started")?;
-    let stdout = child.stdout.take().context("the echo process has no output")?;
-    let mut address = String::new();
-    let read = tokio::io::BufReader::new(stdout).read_line(&mut address).await;
-    read.context("the echo process did not tell its address")?;
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", address.trim()))?;
-    let mut client = EchoClient::new(endpoint.tcp_nodelay(true).timeout(Duration::from_secs(5)).connect().await?);
-    let mut figures = Samples::default();
-    for n in 0..WARM_UP + samples {
-        let message = EchoMessage { body: Bytes::from(vec![b'x'; BODY_BYTES]) };
-        let began = Instant::now();
-        client.echo(message).await?;
-        if n >= WARM_UP {
+/// The other process, and a client of it.
+pub(super) struct Yardstick {
+    child: Child,
+    client: EchoClient<Channel>,
+}
+
+impl Yardstick {
+    pub(super) async fn start() -> anyhow::Result<Self> {
+        let mut child = Command::new("/proc/self/exe")
+            .arg("__echo")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("the echo process can't be started")?;
+        let stdout = child.stdout.take().context("the echo process has no output")?;
+        let mut address = String::new();
+        let read = tokio::io::BufReader::new(stdout).read_line(&mut address).await;
+        read.context("the echo process did not tell its address")?;
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", address.trim()))?;
+        let channel = endpoint.tcp_nodelay(true).timeout(Duration::from_secs(5)).connect().await?;
+        let mut echo = Self { child, client: EchoClient::new(channel) };
+        echo.measure(WARM_UP, &mut Samples::default()).await?;
+        Ok(echo)
+    }
+
+    /// Measures round trips of one unary call of 1 KB at a time.
+    pub(super) async fn measure(&mut self, samples: usize, figures: &mut Samples) -> anyhow::Result<()> {
+        for _ in 0..samples {
+            let message = EchoMessage { body: Bytes::from(vec![b'x'; BODY_BYTES]) };
+            let began = Instant::now();
+            self.client.echo(message).await?;
             figures.add(began.elapsed());
         }
+        Ok(())
     }
-    drop(child.stdin.take());
-    child.wait().await?;
-    Ok(figures)
+
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+        drop(self.child.stdin.take());
+        self.child.wait().await?;
+        Ok(())
+    }
 }

@@ -8,15 +8,15 @@ mod steps;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::DemoArgs;
+use crate::local_mesh::LocalMesh;
 use crate::output::table;
 
 use figures::{Figures, Quantiles};
-use mesh::Mesh;
 
 pub(crate) fn run(args: DemoArgs) -> ExitCode {
     // One thread: a client that waits for a thread of its own would measure that.
@@ -31,12 +31,17 @@ pub(crate) fn run(args: DemoArgs) -> ExitCode {
 }
 
 async fn show(args: &DemoArgs) -> anyhow::Result<()> {
-    let progress = Progress { quiet: args.json };
-    let step = progress.begin("start", &format!("{} agents on loopback, joined by gossip", args.nodes));
-    let mut mesh = Mesh::start(args.nodes, args.docker).await?;
-    step.end("the mesh has formed");
+    // Before anything is started, so that nothing is left whenever it is interrupted.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let progress = Progress { quiet: args.json };
+    let step = progress.begin("start", &format!("{} agents on loopback, joined by gossip", args.nodes));
+    let mut mesh = tokio::select! {
+        started = mesh::start(args.nodes, args.docker, args.keep) => started?,
+        _ = interrupt.recv() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("terminated"),
+    };
+    step.end("the mesh has formed");
     let engine = if args.docker { "docker" } else { "process" };
     let mut figures = Figures { nodes: args.nodes, engine, ..Figures::default() };
     let shown = tokio::select! {
@@ -45,6 +50,7 @@ async fn show(args: &DemoArgs) -> anyhow::Result<()> {
         _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
     };
     if shown.is_ok() && args.keep {
+        mesh.revive().await?;
         let how = mesh.keep();
         print_figures(args, &figures)?;
         // Not among the figures that a program reads.
@@ -59,7 +65,7 @@ async fn show(args: &DemoArgs) -> anyhow::Result<()> {
     print_figures(args, &figures)
 }
 
-async fn all_steps(mesh: &mut Mesh, figures: &mut Figures, progress: &Progress) -> anyhow::Result<()> {
+async fn all_steps(mesh: &mut LocalMesh, figures: &mut Figures, progress: &Progress) -> anyhow::Result<()> {
     let step = progress.begin("reuse", "one cold start, then calls at every node");
     step.end(&steps::reuse(mesh, figures).await.context("step `reuse`")?);
     let step = progress.begin("latency", "local, on leases, cold, and a bare gRPC echo");

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::figures::{Burst, Figures, Samples};
-use super::mesh::{DemoNode, Mesh, Ran, containers};
+use super::mesh::{Ran, containers};
+use crate::local_mesh::{LocalMesh, LocalNode};
 
 const SAMPLES: usize = 300;
 /// Calls of one sort in a row.
@@ -24,7 +25,7 @@ pub(super) const PAUSES: usize = 10;
 const ADVERT: Duration = Duration::from_secs(5);
 
 /// One container, and every node's calls served by it.
-pub(super) async fn reuse(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+pub(super) async fn reuse(mesh: &LocalMesh, figures: &mut Figures) -> anyhow::Result<String> {
     let (first, others) = split(mesh)?;
     first.create("hello", "echo", 16).await?;
     let cold = first.invoke("hello", &json!({"from": first.id})).await?;
@@ -56,13 +57,15 @@ pub(super) async fn reuse(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<
 }
 
 /// Local warm, remote on a new lease, remote on a held lease, cold: side by side.
-pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+pub(super) async fn latencies(mesh: &LocalMesh, figures: &mut Figures) -> anyhow::Result<String> {
     let (first, others) = split(mesh)?;
     let Some(second) = others.first() else { bail!("there is no second node") };
     let params = json!({});
     let mut local = Samples::default();
     let mut held = Samples::default();
     let mut fresh = Samples::default();
+    let mut echo = Samples::default();
+    let mut bare_echo = super::echo::Yardstick::start().await?;
     // In turns, so that whatever else the machine does falls on all of them alike.
     for _ in 0..SAMPLES / TURN {
         for _ in 0..TURN {
@@ -83,7 +86,9 @@ pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Res
             }
             take(&mut fresh, until_remote(second, "hello", &params).await?, "leased_new")?;
         }
+        bare_echo.measure(TURN, &mut echo).await?;
     }
+    bare_echo.stop().await?;
     let mut cold = Samples::default();
     let mut bare = Samples::default();
     let mut yardstick = match mesh.docker {
@@ -99,7 +104,6 @@ pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Res
         take(&mut cold, first.invoke(&name, &params).await?, "cold")?;
         first.delete(&name).await?;
     }
-    let echo = super::echo::measure(SAMPLES * 3).await?;
     figures.samples = local.len().min(held.len()).min(fresh.len());
     figures.cold_samples = cold.len();
     ensure!(figures.samples >= 200, "only {} samples could be taken", figures.samples);
@@ -119,7 +123,7 @@ pub(super) async fn latencies(mesh: &Mesh, figures: &mut Figures) -> anyhow::Res
 }
 
 /// Paused containers, called.
-pub(super) async fn resumed(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+pub(super) async fn resumed(mesh: &LocalMesh, figures: &mut Figures) -> anyhow::Result<String> {
     let (first, _) = split(mesh)?;
     first.create("paused", "echo", 1).await?;
     let warm = first.invoke("paused", &json!({})).await?.proof.container;
@@ -135,7 +139,7 @@ pub(super) async fn resumed(mesh: &Mesh, figures: &mut Figures) -> anyhow::Resul
 }
 
 /// Many at once, on an action that allows it and on one that doesn't.
-pub(super) async fn concurrency(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+pub(super) async fn concurrency(mesh: &LocalMesh, figures: &mut Figures) -> anyhow::Result<String> {
     let (first, _) = split(mesh)?;
     let params = json!({"ms": 50});
     first.create("together", "sleep", BURST as u32).await?;
@@ -161,7 +165,7 @@ pub(super) async fn concurrency(mesh: &Mesh, figures: &mut Figures) -> anyhow::R
 }
 
 /// First calls at all nodes in the same moment.
-pub(super) async fn herd(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+pub(super) async fn herd(mesh: &LocalMesh, figures: &mut Figures) -> anyhow::Result<String> {
     let (first, _) = split(mesh)?;
     first.create("herd", "echo", 1).await?;
     for node in &mesh.nodes {
@@ -179,7 +183,7 @@ pub(super) async fn herd(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<S
 }
 
 /// A removal that a peer in need vetoes, and one that nobody minds.
-pub(super) async fn intents(mesh: &Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+pub(super) async fn intents(mesh: &LocalMesh, figures: &mut Figures) -> anyhow::Result<String> {
     let (first, others) = split(mesh)?;
     let Some(second) = others.first() else { bail!("there is no second node") };
     let params = json!({});
@@ -219,7 +223,7 @@ pub(super) async fn intents(mesh: &Mesh, figures: &mut Figures) -> anyhow::Resul
 }
 
 /// A holder dies with all slots of a container leased; they are usable again.
-pub(super) async fn recovery(mesh: &mut Mesh, figures: &mut Figures) -> anyhow::Result<String> {
+pub(super) async fn recovery(mesh: &mut LocalMesh, figures: &mut Figures) -> anyhow::Result<String> {
     let last = mesh.nodes.len() - 1;
     let params = json!({"ms": 150});
     {
@@ -259,7 +263,7 @@ pub(super) async fn recovery(mesh: &mut Mesh, figures: &mut Figures) -> anyhow::
 }
 
 /// The first node, and the others.
-fn split(mesh: &Mesh) -> anyhow::Result<(&DemoNode, &[DemoNode])> {
+fn split(mesh: &LocalMesh) -> anyhow::Result<(&LocalNode, &[LocalNode])> {
     match mesh.nodes.split_first() {
         Some(split) => Ok(split),
         None => bail!("the mesh has no node"),
@@ -267,7 +271,7 @@ fn split(mesh: &Mesh) -> anyhow::Result<(&DemoNode, &[DemoNode])> {
 }
 
 /// Invokes until the node has heard that another has a free slot: adverts take their time.
-async fn until_remote(node: &DemoNode, name: &str, params: &Value) -> anyhow::Result<Ran> {
+async fn until_remote(node: &LocalNode, name: &str, params: &Value) -> anyhow::Result<Ran> {
     let began = Instant::now();
     loop {
         let ran = node.invoke(name, params).await?;
@@ -285,7 +289,7 @@ fn take(samples: &mut Samples, ran: Ran, served: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn burst(node: &DemoNode, name: &str, params: &Value) -> anyhow::Result<Burst> {
+async fn burst(node: &LocalNode, name: &str, params: &Value) -> anyhow::Result<Burst> {
     let began = Instant::now();
     let ran = try_join_all((0..BURST).map(|_| node.invoke(name, params))).await?;
     Ok(Burst {

@@ -1,9 +1,16 @@
 //! What the host has.
 
 use std::fs;
+use std::num::NonZero;
+use std::thread;
 
 /// When neither the kernel nor a cgroup tells.
 const FALLBACK_BYTES: u64 = 4 << 30;
+
+/// Cores that this process may use: the host's, or what its cgroup and its affinity leave it.
+pub(super) fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
 
 /// Memory that this process may use: the host's, or its cgroup's limit where that is less.
 pub(super) fn memory_bytes() -> u64 {

@@ -38,7 +38,7 @@ pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 /// The candidate that a reader would take for `name`, if one is near.
-pub(super) fn nearest<S: AsRef<str>>(name: &str, candidates: impl IntoIterator<Item = S>) -> Option<S> {
+pub fn nearest<S: AsRef<str>>(name: &str, candidates: impl IntoIterator<Item = S>) -> Option<S> {
     const NEAR: f64 = 0.75;
     let name = name.to_lowercase();
     candidates

@@ -17,6 +17,7 @@ mod load;
 mod validate;
 mod values;
 
+pub use keys::nearest;
 pub use load::ConfigError;
 pub use values::ByteSize;
 
@@ -48,6 +49,10 @@ pub struct NodeSection {
     pub cluster: String,
     /// Where the node stands, as other nodes are told. Default empty.
     pub zone: String,
+    /// Threads that carry activations and messages. Default: half of the host's cores
+    /// ([`NodeSection::threads_or_share`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
     /// A file for the node's history, to be judged by the protocol's invariants. Default none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub history: Option<PathBuf>,
@@ -227,6 +232,13 @@ pub struct StoreSection {
     pub retention_bytes: ByteSize,
 }
 
+impl NodeSection {
+    /// The threads that were set, else half of the cores that this host lets us use: the other half is the actions'.
+    pub fn threads_or_share(&self) -> usize {
+        self.threads.unwrap_or_else(|| (host::cores() / 2).max(1))
+    }
+}
+
 impl EngineSection {
     /// The memory for containers: what was set, else three quarters of what this host lets us use.
     pub fn memory_or_share(&self) -> ByteSize {
@@ -241,6 +253,7 @@ impl Default for NodeSection {
             data_dir: PathBuf::new(),
             cluster: "embermesh".to_owned(),
             zone: String::new(),
+            threads: None,
             history: None,
         }
     }

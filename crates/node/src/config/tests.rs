@@ -284,6 +284,16 @@ fn join_addresses_need_host_and_port() {
 }
 
 #[test]
+fn without_a_figure_an_agent_takes_half_of_the_cores_but_never_none() {
+    let mut config = valid();
+    assert_eq!(config.node.threads_or_share(), (host::cores() / 2).max(1));
+    config.node.threads = Some(3);
+    assert_eq!(config.node.threads_or_share(), 3);
+    config.node.threads = Some(0);
+    assert!(config.validate().unwrap_err().to_string().contains("node.threads is 0: it must be from 1 to 1024"));
+}
+
+#[test]
 fn without_a_figure_containers_get_three_quarters_of_the_host() {
     let share = NodeConfig::default().engine.memory_or_share();
     assert_eq!(share.bytes(), host::memory_bytes() / 4 * 3);

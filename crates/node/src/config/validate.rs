@@ -8,6 +8,8 @@ use super::{
 };
 
 const NAME_MAX: usize = 32;
+/// More than any host has cores for.
+const THREADS_MAX: usize = 1024;
 /// OpenWhisk's least time-out of an action.
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// Clocks that are off by more than this can't hold leases.
@@ -65,6 +67,10 @@ impl Problems {
             self.name("node.id", &node.id);
         }
         self.name("node.cluster", &node.cluster);
+        let threads = node.threads_or_share();
+        self.unless((1..=THREADS_MAX).contains(&threads), || {
+            format!("node.threads is {threads}: it must be from 1 to {THREADS_MAX}")
+        });
         if !node.zone.is_empty() {
             self.name("node.zone", &node.zone);
         }

@@ -17,7 +17,7 @@ const IMAGE_MAX_BYTES: usize = 512;
 const MAX_CONCURRENT: &str = "max-concurrent";
 
 /// The built-in actions that `main` of kind `builtin:1` can name.
-pub const BUILTINS: [&str; 6] = ["echo", "sleep", "cpu", "fail", "fail-init", "hang-init"];
+pub const BUILTINS: [&str; 7] = ["echo", "sleep", "cpu", "note", "fail", "fail-init", "hang-init"];
 
 /// What to set; the rest stays as it was, or gets its default in a new action.
 #[derive(Debug, Clone, Default, PartialEq)]

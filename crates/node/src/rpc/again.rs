@@ -1,6 +1,6 @@
 //! Asking, after a restart, for a run that was handed to a peer before: the same request, at the same owner epoch. It
-//! joins the run if there was one. An owner that has taken a request of this node's new epoch has closed the old ones:
-//! then nobody can tell.
+//! joins the run if there was one, and is refused or begun now if there was none; refused in any case once the owner has
+//! taken a request of this node's new epoch. So it does not matter what this node asked of that owner before.
 
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use embermesh_core::{Epoch, Input, NodeId, RequestId};
 use embermesh_proto::v1;
 use prost::Message as _;
 use tokio::time::{Instant, timeout};
-use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 
 use super::{Answered, RUN_GRACE, convert, reserve_input, run_end};
@@ -23,8 +22,6 @@ use crate::store::journal::{Kept, Request, Started};
 /// How long the owner may take to be seen.
 const OWNER_PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// After this a request has reached its owner, if it does at all.
-const UNDER_WAY: Duration = Duration::from_millis(500);
 /// A lost answer is asked for once more.
 const MOST_TRIES: u32 = 2;
 
@@ -39,14 +36,7 @@ pub(crate) enum Asked {
 }
 
 impl Node {
-    /// `unsent` is let go when the owner has the request, as far as one can tell.
-    pub(crate) async fn ask_again(
-        &self,
-        kept: &Kept,
-        started: &Started,
-        longest: Duration,
-        unsent: TaskTrackerToken,
-    ) -> Asked {
+    pub(crate) async fn ask_again(&self, kept: &Kept, started: &Started, longest: Duration) -> Asked {
         let owner = NodeId::new(&started.owner);
         let owner = tokio::select! {
             client = self.owner_at(&owner, Epoch(started.epoch)) => client,
@@ -77,16 +67,8 @@ impl Node {
             }
             Asked::Unknown
         };
-        let asked = async {
-            let mut asking = std::pin::pin!(asking);
-            if let Ok(asked) = timeout(UNDER_WAY, &mut asking).await {
-                return asked;
-            }
-            drop(unsent);
-            asking.await
-        };
         tokio::select! {
-            asked = asked => asked,
+            asked = asking => asked,
             () = self.stopped() => Asked::Stopped,
         }
     }

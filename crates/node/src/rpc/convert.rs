@@ -149,6 +149,8 @@ pub(crate) fn denial(message: v1::Denial) -> Denial {
         v1::Denial::Busy => Denial::Busy,
         v1::Denial::Draining => Denial::Draining,
         v1::Denial::Full => Denial::Full,
+        v1::Denial::StillComing => Denial::StillComing,
+        v1::Denial::NotTaken => Denial::NotTaken,
         // A reason of a newer version: refused all the same.
         v1::Denial::NoCapacity | v1::Denial::Unspecified => Denial::NoCapacity,
     }
@@ -164,6 +166,8 @@ pub(crate) fn denial_message(denial: Denial) -> v1::Denial {
         Denial::Busy => v1::Denial::Busy,
         Denial::Draining => v1::Denial::Draining,
         Denial::Full => v1::Denial::Full,
+        Denial::StillComing => v1::Denial::StillComing,
+        Denial::NotTaken => v1::Denial::NotTaken,
     }
 }
 
@@ -220,4 +224,40 @@ pub(crate) fn missing(field: &'static str) -> Status {
 
 fn bad(field: &'static str, wanted: &'static str) -> Status {
     Status::invalid_argument(format!("`{field}` is malformed: it should be {wanted}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A value that a newer version may send.
+    const NEWER: i32 = 99;
+
+    #[test]
+    fn what_a_newer_peer_says_is_read_carefully() {
+        assert_eq!(denial(v1::Denial::try_from(NEWER).unwrap_or_default()), Denial::NoCapacity);
+        let refused = refusal(v1::RunRefusal::try_from(NEWER).unwrap_or_default());
+        assert_eq!(refused, RemoteEnd::Refused(RunRefusal::UnknownLease));
+        let proposed = v1::IntentRequest {
+            container: Some(v1::ContainerId { owner: "n1".to_owned(), epoch: 1, number: 1 }),
+            kind: NEWER,
+            ..v1::IntentRequest::default()
+        };
+        assert!(intent(proposed).is_err(), "nothing is proposed that this version could carry out");
+    }
+
+    #[test]
+    fn every_reason_comes_out_as_it_went_in() {
+        use Denial as D;
+        use RunRefusal as R;
+        let denials = [D::WrongEpoch, D::StaleRequest, D::StaleRevision, D::UnknownAction, D::NoCapacity, D::Busy];
+        for reason in denials.into_iter().chain([D::Draining, D::Full]) {
+            assert_eq!(denial(denial_message(reason)), reason);
+        }
+        let refusals = [R::WrongEpoch, R::StaleRequest, R::StaleRevision, R::UnknownContainer, R::UnknownLease];
+        for reason in refusals.into_iter().chain([R::NoSlot, R::Retiring, R::Full, R::NotStarted]) {
+            let Some(v1::run_reply::End::Refusal(sent)) = refusal_message(reason).end else { panic!("{reason:?}") };
+            assert_eq!(refusal(v1::RunRefusal::try_from(sent).unwrap_or_default()), RemoteEnd::Refused(reason));
+        }
+    }
 }

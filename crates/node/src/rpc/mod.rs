@@ -2,6 +2,7 @@
 //! core. Every call has a deadline; what a lost answer means is the core's business.
 
 pub(crate) mod again;
+pub(crate) mod channel;
 pub(crate) mod convert;
 pub(crate) mod server;
 

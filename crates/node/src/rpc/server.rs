@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use embermesh_core::mutations::{Mutation, on};
 use embermesh_core::output::{Attempt, Output, ReserveAnswer, RunAnswer};
 use embermesh_core::{Epoch, Input, RunId};
 use embermesh_proto::v1;
@@ -123,11 +124,12 @@ pub(crate) async fn serve(
     router.serve_with_incoming_shutdown(incoming(listener), shutdown).await
 }
 
-/// Whether a call was refused since it could not be read: a field that makes no sense, bytes that are no message, a
-/// method that is none of this version's.
+/// Whether a call was refused since it could not be read: a field that makes no sense, bytes that are no message or
+/// too many, a method that is none of this version's.
 fn is_malformed(headers: &http::HeaderMap) -> bool {
     let code = headers.get("grpc-status").map(|status| tonic::Code::from_bytes(status.as_bytes()));
-    matches!(code, Some(tonic::Code::InvalidArgument | tonic::Code::Internal | tonic::Code::Unimplemented))
+    use tonic::Code::{Internal, InvalidArgument, OutOfRange, Unimplemented};
+    matches!(code, Some(InvalidArgument | Internal | OutOfRange | Unimplemented))
 }
 
 /// Connections as they come. An error of one accept (too many files, say) is waited out, not fatal.
@@ -370,6 +372,7 @@ impl Node {
         let first = stream::iter([Ok(reply(v1::reserve_reply::Reply::Granted(granted)))]);
         let (Some(run), Some(attempt), Some(body)) = (run, attempt, body) else { return Box::pin(first) };
         let node = self.clone();
+        let is_first = is_first || on(Mutation::JoinedRunsAgain);
         // Detached from the stream: the run has been accepted, whoever still listens.
         let end = Detached::new(async move {
             if is_first { node.run_for_peer(run, number, attempt, body, 0).await } else { node.join_run(run).await }
@@ -390,7 +393,10 @@ impl Node {
         let end = self.runs_for_peers().begin(run);
         self.metrics().served_for_peers.add();
         let (outcome, run_end) = match self.entry_in(container) {
-            Some(entry) => self.run_in(container, &entry, attempt.activation, &body.body, &body.transaction_id).await,
+            Some(entry) => {
+                let place = (container, run);
+                self.run_in(place, &entry, attempt.activation, &body.body, &body.transaction_id).await
+            }
             None => (None, embermesh_core::input::RunEnd::NeverStarted),
         };
         self.tell(Input::RunFinished { container, run, end: run_end });

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::blocking::Blocking;
 
-use super::{ActivationRecord, Store, StoreError};
+use super::{ActivationRecord, Store, StoreError, join};
 
 /// All that is needed to run an activation again after a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -272,12 +272,8 @@ impl Journal {
         if timeout(deadline, ended.wait_for(|ended| *ended)).await.is_err() {
             return false;
         }
-        let all = !self.shared.lock().lost;
-        // It has done its last step: this only waits for it to let go of the store.
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let _ = thread.join();
-        }
-        all
+        join(&self.thread);
+        !self.shared.lock().lost
     }
 
     fn step(&self, step: Step) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {

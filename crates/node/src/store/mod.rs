@@ -6,7 +6,8 @@
 
 use std::fmt::Debug;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::registry::action::ActionEntry;
@@ -120,6 +121,13 @@ pub enum StoreError {
     Failed { what: &'static str, reason: String },
     #[error("{what} in the store can't be read ({reason}): it was written by another version or is damaged")]
     Entry { what: String, reason: String },
+}
+
+/// Waits for a writing thread that has done its last step to let go of the store.
+fn join(thread: &Mutex<Option<JoinHandle<()>>>) {
+    if let Some(thread) = thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let _ = thread.join();
+    }
 }
 
 #[cfg(test)]

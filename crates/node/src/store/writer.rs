@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::blocking::Blocking;
 
-use super::{ActivationFilter, ActivationRecord, ActivationSummary, Retention, Store, StoreError};
+use super::{ActivationFilter, ActivationRecord, ActivationSummary, Retention, Store, StoreError, join};
 
 /// Before a group that the store refused is given up.
 const MAX_TRIES: u32 = 3;
@@ -207,10 +207,7 @@ impl RecordWriter {
         if !self.wait_for(deadline, true, |state, _| state.ended) {
             return false;
         }
-        // It has done its last step: this only waits for it to let go of the store.
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let _ = thread.join();
-        }
+        join(&self.thread);
         let state = self.shared.lock();
         state.synced == state.entered
     }

@@ -42,6 +42,7 @@ cases![
     lines_arrive_with_their_activation,
     an_image_that_does_not_exist_is_named_with_what_to_try,
     a_missing_image_is_pulled_once_and_used_by_all_who_wait,
+    a_removed_image_is_made_again_and_a_full_image_store_is_told,
     an_image_without_a_runtime_is_told_as_that,
     a_container_that_ends_at_once_fails_its_start_with_its_last_words,
     a_container_that_never_opens_its_port_fails_its_start,
@@ -322,6 +323,27 @@ async fn a_missing_image_is_pulled_once_and_used_by_all_who_wait(bench: &Bench) 
     bench.engine.shutdown().await;
     let options = bollard::query_parameters::RemoveImageOptionsBuilder::new().force(true).build();
     bench.docker.remove_image(&registry.image(), Some(options), None).await.unwrap();
+}
+
+async fn a_removed_image_is_made_again_and_a_full_image_store_is_told(bench: &Bench) {
+    bench.start().await;
+    let image = bench.inspect().await.config.unwrap().image.unwrap();
+    bench.engine.remove(&bench.id).await.unwrap();
+    let options = bollard::query_parameters::RemoveImageOptionsBuilder::new().force(true).build();
+    bench.docker.remove_image(&image, Some(options), None).await.unwrap();
+    let relay = Relay::start(&bench.folder.path().join("relay.sock"));
+    relay.set(Mode::TakesNoImage);
+    let engine = bench.other(|config| config.socket = bench.folder.path().join("relay.sock")).await.unwrap();
+    let Err(EngineError::Refused(why)) = engine.start(bench.spec()).await else { panic!("not refused") };
+    assert!(why.contains(&image) && why.contains("no space left on device"), "{why}");
+    // One that has to be pulled is told as well.
+    let missing =
+        ContainerSpec { runtime: Runtime::Image, image: Some("nobody/has-this:9".to_owned()), ..bench.spec() };
+    let Err(EngineError::Refused(why)) = engine.start(missing).await else { panic!("not refused") };
+    assert!(why.contains("nobody/has-this:9") && why.contains("no space left on device"), "{why}");
+    engine.shutdown().await;
+    bench.start().await;
+    bench.echo().await;
 }
 
 async fn an_image_without_a_runtime_is_told_as_that(bench: &Bench) {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -15,6 +15,8 @@ pub(crate) enum Mode {
     Passes,
     /// Takes connections and answers nothing.
     Hangs,
+    /// As with a full disk: no image can be made or pulled. For connections from then on.
+    TakesNoImage,
 }
 
 #[derive(Debug)]
@@ -56,8 +58,10 @@ impl Relay {
 async fn pass(mut near: UnixStream, mut mode: watch::Receiver<Mode>) {
     let mut far = None;
     loop {
-        if mode.wait_for(|mode| *mode == Mode::Passes).await.is_err() {
-            return;
+        match mode.wait_for(|mode| *mode != Mode::Hangs).await.map(|mode| *mode) {
+            Ok(Mode::TakesNoImage) => return pass_unless_image(near).await,
+            Ok(_) => {}
+            Err(_) => return,
         }
         if far.is_none() {
             far = UnixStream::connect(REAL).await.ok();
@@ -70,4 +74,31 @@ async fn pass(mut near: UnixStream, mut mode: watch::Receiver<Mode>) {
         // Lets what was being copied settle.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// One request, then the connection ends.
+async fn pass_unless_image(mut near: UnixStream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match near.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return,
+        }
+    }
+    let text = String::from_utf8(head).unwrap();
+    if text.starts_with("POST") && text.contains("/images/create") {
+        let said = r#"{"message":"write /var/lib/docker/tmp/x: no space left on device"}"#;
+        let answer = format!(
+            "HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{said}",
+            said.len()
+        );
+        near.write_all(answer.as_bytes()).await.ok();
+        // The rest of the archive, which nobody reads.
+        tokio::io::copy(&mut near, &mut tokio::io::sink()).await.ok();
+        return;
+    }
+    let Ok(mut far) = UnixStream::connect(REAL).await else { return };
+    let closing = text.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+    far.write_all(closing.as_bytes()).await.unwrap();
+    copy_bidirectional(&mut near, &mut far).await.ok();
 }

@@ -3,35 +3,23 @@
 #![allow(clippy::unwrap_used)]
 
 mod engine;
+mod node;
 mod store;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use embermesh_node::blocking::Blocking;
-use embermesh_node::clock::Clock;
-use embermesh_node::config::{ByteSize, EngineSection, ListenSection, NodeConfig, NodeSection, ProtocolSection};
-use embermesh_node::data_dir::DataDir;
-use embermesh_node::gossip::UdpDatagrams;
-use embermesh_node::invocation::{Call, InvokeError, Invoked, Wait};
-use embermesh_node::net::HostNet;
-use embermesh_node::registry::action::Kind;
-use embermesh_node::registry::{ActionChange, LimitsChange};
+use embermesh_node::Node;
+use embermesh_node::config::ByteSize;
+use embermesh_node::invocation::{InvokeError, Invoked, Wait};
 use embermesh_node::store::{ActivationRecord, ActivationStatus};
-use embermesh_node::{Node, Parts, StartError};
-use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use engine::EchoEngine;
+use node::{Plan, QUEUE, SOON, invoke, put, start, start_as};
 use store::{FailingStore, Fails};
-
-const SOON: Duration = Duration::from_secs(20);
-const ACTION: &str = "one-slot";
-const QUEUE: u32 = 5;
 
 /// A node with one warm container that has one slot.
 struct Rig {
@@ -47,14 +35,8 @@ impl Rig {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let cluster = format!("journal-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let (folder, engine, store) = (tempfile::tempdir().unwrap(), EchoEngine::default(), FailingStore::new());
-        let node = start(&folder, &cluster, &engine, &store).await;
-        let change = ActionChange {
-            kind: Some(Kind::Builtin),
-            main: Some("echo".to_owned()),
-            limits: LimitsChange { concurrency: Some(1), ..LimitsChange::default() },
-            ..ActionChange::default()
-        };
-        node.put_action("guest", ACTION, change, None, false).await.unwrap();
+        let node = start(&folder, &cluster, Arc::new(engine.clone()), &store).await;
+        put(&node).await;
         let rig = Self { node, engine, store, folder, cluster };
         rig.runs_at_once().await;
         rig
@@ -125,68 +107,16 @@ impl Rig {
     }
 }
 
-async fn invoke(node: Node, hold_ms: u64, wait: Wait) -> Result<Invoked, InvokeError> {
-    let call = Call {
-        namespace: "guest".to_owned(),
-        name: ACTION.to_owned(),
-        params: Bytes::from(json!({ "hold_ms": hold_ms }).to_string()),
-        transaction_id: "t".to_owned(),
-        subject: "guest".to_owned(),
-    };
-    node.invoke(call, wait).await
-}
-
-async fn start(folder: &TempDir, cluster: &str, engine: &EchoEngine, store: &Arc<FailingStore>) -> Node {
-    // A port that was free may be taken by the time it is used.
-    for _ in 0..8 {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let config = NodeConfig {
-            node: NodeSection {
-                id: "n1".to_owned(),
-                data_dir: folder.path().to_owned(),
-                cluster: cluster.to_owned(),
-                ..NodeSection::default()
-            },
-            listen: ListenSection {
-                mesh: free,
-                api: SocketAddr::from(([127, 0, 0, 1], 0)),
-                ..ListenSection::default()
-            },
-            // One container of it fits.
-            engine: EngineSection { memory: Some(ByteSize::mib(256)), ..EngineSection::default() },
-            protocol: ProtocolSection { queue_per_action: QUEUE, ..ProtocolSection::default() },
-            ..NodeConfig::default()
-        };
-        let parts = Parts {
-            engine: Arc::new(engine.clone()),
-            store: store.clone(),
-            net: Arc::new(HostNet),
-            datagrams: Arc::new(UdpDatagrams),
-            clock: Clock::default(),
-            data_dir: data_dir(folder, cluster).await,
-            faults: None,
-            blocking: Blocking::Threads,
-            history: None,
-        };
-        match Node::start(config, parts).await {
-            Ok(node) => return node,
-            Err(StartError::Listen { .. } | StartError::Gossip(_)) => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
-    panic!("no free port");
-}
-
-/// A life before may still be on its way out.
-async fn data_dir(folder: &TempDir, cluster: &str) -> DataDir {
-    let until = Instant::now() + SOON;
-    loop {
-        match DataDir::open(folder.path(), "n1", cluster) {
-            Ok(open) => return open,
-            Err(error) => assert!(Instant::now() < until, "{error}"),
-        }
-        sleep(Duration::from_millis(5)).await;
-    }
+/// A node that can start none, and joins the other.
+async fn start_peer(rig: &Rig, folder: &TempDir, engine: &EchoEngine, store: &Arc<FailingStore>) -> Node {
+    let plan = Plan { id: "n2", memory: ByteSize::mib(128), join: Some(rig.node.mesh_addr()), ..Plan::default() };
+    let node = start_as(&plan, folder, &rig.cluster, Arc::new(engine.clone()), store).await;
+    rig.until("they know each other", || {
+        let live = |node: &Node| node.members().members.iter().filter(|member| member.state == "live").count();
+        live(&node) == 2 && live(&rig.node) == 2
+    })
+    .await;
+    node
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -283,11 +213,48 @@ async fn the_next_life_of_a_node_runs_what_the_one_before_owed() {
     busy.await.unwrap();
     assert_eq!(node.status().owed, 3);
     drop(node);
-    let node = start(&folder, &cluster, &engine, &store).await;
+    let node = start(&folder, &cluster, Arc::new(engine.clone()), &store).await;
     let rig = Rig { node, engine, store, folder, cluster };
     for id in &ids {
         rig.ends_well(id).await;
         assert_eq!(rig.engine.runs_of(id), 1);
     }
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_has_run_is_known_after_a_restart_whatever_was_asked_of_that_peer_since() {
+    let rig = Rig::new().await;
+    let (folder, engine, store) = (tempfile::tempdir().unwrap(), EchoEngine::default(), FailingStore::new());
+    let node = start_peer(&rig, &folder, &engine, &store).await;
+    let calls = async |node: &Node| {
+        for _ in 0..3 {
+            let ended = invoke(node.clone(), 0, Wait::For(SOON)).await.unwrap();
+            let Invoked::Ended(record) = ended else { panic!("{ended:?}") };
+            assert_eq!(record.response.status, ActivationStatus::Success);
+        }
+    };
+    // It runs at the peer, whose answer does not come to the disk.
+    store.fail(Fails::Ended);
+    let Invoked::Accepted { activation_id: id } = invoke(node.clone(), 0, Wait::No).await.unwrap() else { panic!() };
+    rig.until("it has run", || rig.engine.runs_of(&id) == 1).await;
+    calls(&node).await;
+    node.shutdown().await;
+    assert_eq!(node.status().owed, 1);
+    drop(node);
+    store.fail(Fails::Nothing);
+    let node = start_peer(&rig, &folder, &engine, &store).await;
+    calls(&node).await;
+    let until = Instant::now() + SOON;
+    let record = loop {
+        match node.activation("guest", &id).await.unwrap() {
+            Some(record) => break record,
+            None => assert!(Instant::now() < until, "{id} has no record"),
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!((record.response.status, rig.engine.runs_of(&id)), (ActivationStatus::Success, 1), "{record:?}");
+    assert_eq!((engine.started(), engine.wrongs()), (0, Vec::new()));
+    node.shutdown().await;
     rig.end().await;
 }

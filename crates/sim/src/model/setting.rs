@@ -64,6 +64,8 @@ pub enum Seen {
     Denied,
     HeldRun,
     Renewed,
+    /// After its holder would have stopped using it, before its owner would have taken it back.
+    RenewedLate,
     Expired,
     TwoHolders,
     RunOutlivesLease,
@@ -187,7 +189,7 @@ impl Setting {
                 name: "one peer, two activations",
                 invokes: [0, 2, 0],
                 delays: Delays { message: 1, engine: 0, run: 1 },
-                expects: &[Grant, HeldRun, Renewed, Expired, Committed, GrantInWindow, Removed],
+                expects: &[Grant, HeldRun, Renewed, RenewedLate, Expired, Committed, GrantInWindow, Removed],
                 ..one.clone()
             },
             Setting {
@@ -208,11 +210,53 @@ impl Setting {
         ]
     }
 
+    /// Two peers and one fault of each kind, or two containers, with messages, engine and runs so quick that no deadline
+    /// passes meanwhile unless a fault makes it. What every change has to pass as well.
+    pub fn prompt() -> Vec<Setting> {
+        use Seen::*;
+        let prompt = Delays { message: 0, engine: 0, run: 0 };
+        let two = |name, slots, faults, expects| Setting { name, slots, faults, expects, delays: prompt, ..BASE };
+        vec![
+            two("two prompt peers, one slot", 1, CALM, &[Grant, Denied, Expired, Committed, Removed]),
+            two("two prompt peers, two slots", 2, CALM, &[TwoHolders, Expired, Committed, Removed]),
+            two(
+                "two prompt peers, one slot, an answer lost",
+                1,
+                Faults { lose: 1, ..CALM },
+                &[Denied, GrantRepeated, RunJoined],
+            ),
+            two(
+                "two prompt peers, two slots, a message twice",
+                2,
+                Faults { repeat: 1, ..CALM },
+                &[TwoHolders, GrantRepeated],
+            ),
+            two("two prompt peers, two slots, a node goes down", 2, Faults { crash: 1, ..CALM }, &[RestartWithLease]),
+            two("two prompt peers, one slot, a deadline slept through", 1, Faults { stall: 1, ..CALM }, &[LateRound]),
+            two(
+                "two prompt peers, two slots, an operator's intent",
+                2,
+                Faults { operator: 1, ..CALM },
+                &[GrantInWindow],
+            ),
+            two("two prompt peers, two slots, a run that fails", 2, Faults { run: 1, ..CALM }, &[NotBegun]),
+            Setting {
+                name: "two prompt peers, two containers",
+                containers: 2,
+                delays: prompt,
+                expects: &[Grant, TwoHolders, Expired, Removed],
+                ..BASE
+            },
+        ]
+    }
+
     /// What is looked at by hand, for as long as it takes.
     pub fn large() -> Vec<Setting> {
         use Seen::*;
         let quick = Delays { message: 1, engine: 0, run: 1 };
-        let two = |name, slots, faults, expects| Setting { name, slots, faults, expects, delays: quick, ..BASE };
+        // No deadline passes while something runs: with one, a fault among two peers takes days.
+        let brief = Delays { run: 0, ..quick };
+        let two = |name, slots, faults, expects| Setting { name, slots, faults, expects, delays: brief, ..BASE };
         vec![
             Setting {
                 name: "two peers, one slot",

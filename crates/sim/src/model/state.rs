@@ -171,6 +171,7 @@ impl State {
             self.step(host, Input::Tick);
         }
         let clock = self.clock(host);
+        let races = self.races_expiry(host, &input);
         let Some(node) = self.hosts[host].node.as_mut().filter(|_| self.violation.is_none()) else { return };
         let before = compared.then(|| node.clone());
         let mut outputs = Vec::new();
@@ -182,6 +183,9 @@ impl State {
         for output in &outputs {
             if let Output::History(record) = output {
                 self.note_record(&record.what);
+                if races && matches!(&record.what, What::RunBegan { lease: Some(lease), .. } if lease.renewed) {
+                    self.reached(Seen::RenewedLate);
+                }
                 if let Err(violation) = self.judge.observe(record) {
                     self.violation = Some(violation);
                     return;
@@ -219,7 +223,7 @@ impl State {
     }
 
     /// Nothing is on its way and nobody waits for anything.
-    fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         let quiet =
             |host: &Host| host.ops.is_empty() && host.node.as_ref().is_some_and(|node| node.next_deadline().is_none());
         self.flying.is_empty() && self.hosts.iter().all(quiet) && self.pulls().next().is_none()
@@ -300,6 +304,14 @@ impl State {
             _ => return,
         };
         self.reached(reached);
+    }
+
+    /// Whether this is a run on a lease that its holder would not use any more: it races against the expiry.
+    fn races_expiry(&self, host: usize, input: &Input) -> bool {
+        let Input::RunReceived { fence, .. } = input else { return false };
+        let config = &self.hosts[host].blank.config;
+        let mut granted = self.hosts[host].node.iter().flat_map(Node::granted_leases);
+        granted.any(|l| l.fence == *fence && l.expires_in_us <= config.margin_us + config.grace_us)
     }
 
     fn note_output(&mut self, output: &Output) {

@@ -8,6 +8,7 @@ use crate::ids::ContainerId;
 
 pub(super) const INVARIANT: Invariant = Invariant {
     look,
+    told: false,
     ..Invariant::named("the history is faithful", "what the records add up to is what each node has in its table")
 };
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 pub(super) const INVARIANT: Invariant = Invariant {
     look,
+    told: false,
     ..Invariant::named(
         "L1b_beliefs_within_slots",
         "unexpired beliefs of all holders in a container are at most its slots, given L3's premises",

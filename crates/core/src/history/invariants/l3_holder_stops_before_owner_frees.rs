@@ -7,6 +7,7 @@ use crate::history::{Glance, Ledger};
 
 pub(super) const INVARIANT: Invariant = Invariant {
     look,
+    told: false,
     ..Invariant::named(
         "L3_holder_stops_before_owner_frees",
         "with clock rates within the bound, nobody uses a lease that its owner has taken back for time",

@@ -27,7 +27,7 @@ fn ran_in(out: &[Output]) -> Option<u64> {
 
 fn drained(out: &[Output]) -> Option<Vec<u64>> {
     out.iter().find_map(|o| match o {
-        Output::Drained { left } => Some(left.clone()),
+        Output::Drained(end) => Some(end.containers.clone()),
         _ => None,
     })
 }

@@ -9,7 +9,7 @@ fn drain(deadline_us: Micros, force: bool) -> Input {
 
 fn drained(out: &[Output]) -> Option<Vec<u64>> {
     out.iter().find_map(|o| match o {
-        Output::Drained { left } => Some(left.clone()),
+        Output::Drained(end) => Some(end.containers.clone()),
         _ => None,
     })
 }
@@ -118,4 +118,79 @@ fn a_container_that_died_with_its_run_does_not_keep_a_drain_from_its_end() {
     rig.tell(drain(10 * SECOND, false));
     rig.tell(Input::RemoveEnded { container });
     assert_eq!(drained(&rig.finish(container, run, RunEnd::Lost)), Some(Vec::new()));
+}
+
+fn dropped(id: u128) -> Input {
+    Input::BodyDropped { activation: ActivationId(id) }
+}
+
+#[test]
+fn what_was_promised_is_finished_before_a_drain_ends_its_container() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke_journaled(1, &spec, 100, 0)).unwrap();
+    rig.invoke_journaled(2, &spec, 100, 0);
+    rig.invoke(3, &spec);
+    assert_eq!(refused(&rig.tell(drain(10 * SECOND, false))), [(3, Refusal::Draining)], "nobody was promised that");
+    assert_eq!(refused(&rig.invoke_journaled(4, &spec, 100, 0)), [(4, Refusal::Draining)], "nor is it now");
+    let out = rig.finish(container, run, RunEnd::Answered);
+    let (id, run) = ran(&out).unwrap();
+    assert_eq!((id, rig.state(container)), (ActivationId(2), Some(Lifecycle::Retiring)), "with its last run");
+    rig.tell(dropped(1));
+    assert!(rig.finish(container, run, RunEnd::Answered).contains(&Output::RemoveContainer { container }));
+    assert_eq!(drained(&rig.tell(Input::RemoveEnded { container })), None, "its record is not on disk yet");
+    assert_eq!(drained(&rig.tell(dropped(2))), Some(Vec::new()));
+}
+
+#[test]
+fn what_was_promised_is_started_for_by_a_node_that_drains() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = started(&rig.invoke_journaled(1, &spec, 100, 0)).unwrap();
+    rig.tell(drain(10 * SECOND, false));
+    rig.created(container);
+    assert_eq!(ran(&rig.ready(container)).map(|(id, _)| id), Some(ActivationId(1)));
+    // One that its journal could not note before comes back late.
+    rig.tell(Input::BodyKept { activation: ActivationId(2), bytes: 100 });
+    assert!(started(&rig.invoke_journaled(2, &spec, 100, 0)).is_some());
+}
+
+#[test]
+fn at_its_deadline_a_drain_tells_of_runs_at_peers_and_of_what_is_owed() {
+    let mut rig = Rig::without_memory();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let reserve = reserved(&rig.invoke(1, &spec)).unwrap();
+    rig.grant_held(&reserve, 1);
+    rig.invoke_journaled(2, &spec, 100, 0);
+    rig.tell(drain(SECOND, false));
+    let out = rig.pass(SECOND);
+    let end = crate::output::DrainEnd { containers: Vec::new(), at_peers: 2, owed: 1 };
+    assert!(out.contains(&Output::Drained(end)), "{out:?}");
+    assert!(!noted(&out, |event| *event == Event::Drained));
+}
+
+#[test]
+fn with_force_a_drain_gives_up_what_was_promised_at_its_deadline() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.warm(&spec);
+    rig.invoke(1, &spec);
+    rig.invoke_journaled(2, &spec, 100, 0);
+    assert_eq!(refused(&rig.tell(drain(SECOND, true))), []);
+    assert_eq!(refused(&rig.pass(SECOND)), [(2, Refusal::Draining)]);
+}
+
+#[test]
+fn a_node_that_stops_leaves_what_was_promised_to_its_next_life() {
+    for stop in [Input::StopRequested { deadline_us: SECOND }, Input::HandOverRequested { deadline_us: SECOND }] {
+        let mut rig = Rig::new();
+        let spec = spec(1);
+        rig.warm(&spec);
+        rig.invoke(1, &spec);
+        rig.invoke_journaled(2, &spec, 100, 0);
+        assert_eq!(refused(&rig.tell(stop)), [(2, Refusal::Draining)]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::input::RemoteEnd;
-use crate::output::{Denial, RunRefusal};
+use crate::output::{Denial, RunRefusal, Served};
 
 fn released(out: &[Output]) -> Option<(Fence, u32)> {
     out.iter().find_map(|o| match o {
@@ -473,4 +473,62 @@ fn many_requests_to_one_peer_do_not_cost_a_run_at_another_its_retry() {
     let end = crate::input::RemoteEnd::Unknown;
     let out = rig.tell(Input::RunAnswered { request: long.request.clone(), end });
     assert_eq!(reserved(&out).map(|r| r.request), Some(long.request), "it is tried again: {out:?}");
+}
+
+#[test]
+fn a_request_that_the_journal_noted_stays_open_until_its_record_is_on_disk() {
+    let mut rig = Rig::without_memory();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let first = reserved(&rig.invoke_journaled(1, &spec, 100, 0)).unwrap();
+    rig.grant_held(&first, 1);
+    rig.run_ended(&first.request, 5 * SECOND);
+    let second = sent_run(&rig.invoke(2, &spec)).unwrap();
+    assert_eq!(second.open_from, first.request.number, "a crash would ask for it again");
+    rig.tell(Input::BodyDropped { activation: ActivationId(1) });
+    rig.run_ended(&second.request, 5 * SECOND);
+    let third = sent_run(&rig.invoke(3, &spec)).unwrap();
+    assert_eq!(third.open_from, third.request.number);
+}
+
+#[test]
+fn of_the_requests_of_one_that_the_journal_keeps_only_the_last_stays_open() {
+    let mut rig = Rig::without_memory();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let first = reserved(&rig.invoke_journaled(1, &spec, 100, 0)).unwrap();
+    rig.tell(denied(&first.request, Denial::Busy));
+    let again = reserved(&rig.advert("n2", &spec, FREE)).unwrap();
+    assert_eq!(again.open_from, first.request.number);
+    rig.tell(denied(&again.request, Denial::Busy));
+    let third = reserved(&rig.advert("n2", &spec, FREE)).unwrap();
+    assert_eq!(third.open_from, again.request.number);
+}
+
+#[test]
+fn a_reserve_that_is_withdrawn_says_nothing_against_its_peer() {
+    let mut rig = Rig::without_memory();
+    let spec = spec(1);
+    let before = carried(&mut rig, &spec);
+    rig.tell(Input::ReserveWithdrawn { request: before.request.clone() });
+    assert!(!rig.node.knows_activation(ActivationId(1)));
+    assert_eq!(rig.node.estimates().refusal(&before.to), 0);
+    let again = reserved(&rig.invoke(1, &spec)).unwrap();
+    assert_eq!((again.to, again.open_from), (before.to, again.request.number), "it is asked at once, and first");
+}
+
+#[test]
+fn a_lease_whose_first_run_is_withdrawn_is_as_new_for_the_next() {
+    let mut rig = Rig::without_memory();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let reserve = reserved(&rig.invoke_sized(1, &spec, 100_000)).unwrap();
+    let out = rig.tell(granted_by("n2", &reserve, Fence { epoch: Epoch(1), counter: 1 }, 1));
+    let first = sent_run(&out).unwrap();
+    rig.tell(ended(&first.request, RemoteEnd::Withdrawn));
+    let second = sent_run(&rig.invoke_sized(1, &spec, 100_000)).unwrap();
+    assert_eq!((first.served, second.served), (Served::NewLease, Served::NewLease));
 }

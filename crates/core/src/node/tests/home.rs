@@ -149,3 +149,54 @@ fn a_node_that_knows_of_a_warm_copy_starts_a_second_without_asking() {
     let out = rig.invoke(1, &spec);
     assert_eq!((asked(&out), starts(&out)), (None, 1));
 }
+
+/// The Reserve that `n1`'s first activation waits with at `n2`, as the home said.
+fn sent_there(rig: &mut Rig, spec: &Arc<ActionSpec>) -> SendReserve {
+    rig.peer("n2");
+    rig.invoke(1, spec);
+    let there = Advice::ReserveAt { peer: NodeId::new("n2"), epoch: Epoch(1) };
+    reserved(&rig.tell(Input::NoticeAnswered { hash: spec.action_hash(), advice: there })).unwrap()
+}
+
+fn denied(reserve: &SendReserve, denial: crate::output::Denial) -> Input {
+    Input::ReserveDenied { request: reserve.request.clone(), denial, hint: None }
+}
+
+#[test]
+fn whoever_is_told_that_it_is_still_coming_waits_again_and_does_not_start() {
+    let mut rig = Rig::new();
+    let spec = action_with_home_here(false);
+    let first = sent_there(&mut rig, &spec);
+    rig.pass(SECOND);
+    let out = rig.tell(denied(&first, crate::output::Denial::StillComing));
+    let second = reserved(&out).unwrap();
+    assert_eq!((second.to.as_str(), second.wait_us, starts(&out)), ("n2", first.wait_us, 0));
+    assert!(second.request.number > first.request.number, "the first has its answer");
+    let out = rig.tell(granted_by("n2", &second, Fence { epoch: Epoch(1), counter: 1 }, 1));
+    assert!(sent_run(&out).is_some(), "{out:?}");
+}
+
+#[test]
+fn nobody_waits_for_what_comes_for_ever() {
+    let mut rig = Rig::new();
+    let spec = action_with_home_here(false);
+    let mut waiting = sent_there(&mut rig, &spec);
+    for asked in 1.. {
+        assert!(asked < 20, "it still waits");
+        rig.pass(SECOND / 2);
+        let out = rig.tell(denied(&waiting, crate::output::Denial::StillComing));
+        match reserved(&out) {
+            Some(again) => waiting = again,
+            None => return assert_eq!((asked > 2, starts(&out)), (true, 1)),
+        }
+    }
+}
+
+#[test]
+fn whoever_is_told_that_nothing_comes_starts_at_once() {
+    let mut rig = Rig::new();
+    let spec = action_with_home_here(false);
+    let waiting = sent_there(&mut rig, &spec);
+    let out = rig.tell(denied(&waiting, crate::output::Denial::NoCapacity));
+    assert_eq!((reserved(&out), starts(&out)), (None, 1));
+}

@@ -274,3 +274,48 @@ fn one_that_may_have_run_before_a_restart_is_never_told_as_not_run() {
     assert!(refused(&out).is_empty(), "{out:?}");
     assert!(out.iter().any(|o| matches!(o, Output::Indeterminate { activation: ActivationId(1) })), "{out:?}");
 }
+
+#[test]
+fn a_run_that_is_withdrawn_leaves_the_first_one_after_a_start_to_the_next() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let container = started(&rig.invoke(1, &spec)).unwrap();
+    rig.created(container);
+    let out = rig.ready(container);
+    let served = |out: &[Output]| {
+        out.iter().find_map(|o| match o {
+            Output::RunLocal { served, run, .. } => Some((*served, *run)),
+            _ => None,
+        })
+    };
+    let (first, run) = served(&out).unwrap();
+    rig.finish(container, run, RunEnd::Withdrawn);
+    let counted = rig.node.containers().next().map(|c| (c.container.runs_started, c.container.runs_ended));
+    assert_eq!(counted, Some((0, 0)), "it was none");
+    let (second, _) = served(&rig.invoke(1, &spec)).unwrap();
+    assert_eq!((first, second), (crate::output::Served::Cold, crate::output::Served::Cold));
+}
+
+#[test]
+fn one_that_is_withdrawn_or_refused_and_asked_for_again_has_one_end_in_its_history() {
+    use crate::history::Judge;
+    let mut rig = Rig::new();
+    rig.node = rig.node.with_history();
+    let spec = spec(1);
+    let mut judge = Judge::with_story();
+    let mut judged = |out: Vec<Output>| {
+        for output in &out {
+            if let Output::History(record) = output {
+                judge.observe(record).unwrap();
+            }
+        }
+        out
+    };
+    let container = started(&judged(rig.invoke_journaled(1, &spec, 100, 0))).unwrap();
+    judged(rig.tell(Input::ContainerCreated { container }));
+    let (_, run) = ran(&judged(rig.ready(container))).unwrap();
+    judged(rig.finish(container, run, RunEnd::Withdrawn));
+    judged(rig.tell(Input::StopRequested { deadline_us: SECOND }));
+    let out = judged(rig.invoke_journaled(1, &spec, 100, 0));
+    assert_eq!(refused(&out), [(1, Refusal::Draining)]);
+}

@@ -22,7 +22,50 @@ fn a_reserve_below_open_from_or_of_an_older_holder_is_stale() {
     let closed = rig.reserve(&spec, Ask { number: 4, epoch: 2, ..Ask::default() });
     assert_eq!(denial(closed), Some(Denial::StaleRequest));
     let older_life = rig.reserve(&spec, Ask { number: 9, epoch: 1, ..Ask::default() });
-    assert_eq!(denial(older_life), Some(Denial::StaleRequest));
+    assert_eq!(denial(older_life), Some(Denial::NotTaken), "nothing was begun for it, and nothing is");
+}
+
+#[test]
+fn a_holder_in_its_next_life_learns_what_became_of_the_last_ones_requests_whatever_it_asked_for_before() {
+    let mut rig = Rig::new();
+    let spec = spec(4);
+    let container = rig.warm(&spec);
+    let with_body = || Ask { number: 5, run: Some(1), ..Ask::default() };
+    let Some(ReserveAnswer::Granted { fence, run: Some(run), first: true, .. }) = rig.reserve(&spec, with_body())
+    else {
+        panic!("not granted");
+    };
+    rig.finish(container, run, RunEnd::Answered);
+    let RunAnswer::Accepted { run: second, .. } = rig.run(&spec, 7, container, fence, 1) else { panic!("not run") };
+    rig.granted(&spec, Ask { number: 1, open_from: 1, epoch: 2, ..Ask::default() });
+    let again = rig.reserve(&spec, with_body());
+    assert!(matches!(again, Some(ReserveAnswer::Granted { run: Some(r), first: false, .. }) if r == run), "{again:?}");
+    assert_eq!(rig.run(&spec, 7, container, fence, 1), RunAnswer::Joined { run: second });
+    assert_eq!(rig.run(&spec, 8, container, fence, 1), RunAnswer::Refused(RunRefusal::NotStarted));
+}
+
+#[test]
+fn a_wait_that_ends_while_the_container_is_still_on_its_way_is_told_as_that() {
+    let mut rig = Rig::new();
+    let spec = spec(4);
+    rig.invoke(1, &spec);
+    rig.reserve(&spec, Ask { wait_us: 300 * MS, ..Ask::default() });
+    assert_eq!(denial(answered(&rig.pass(300 * MS))), Some(Denial::StillComing));
+}
+
+#[test]
+fn a_container_on_its_way_that_can_not_serve_all_who_wait_is_no_reason_to_wait_on() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    // A run takes 2 s, a start 300 ms.
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.pass(2 * SECOND);
+    rig.finish(container, run, RunEnd::Answered);
+    rig.tell(Input::ContainerDied { container });
+    rig.invoke(2, &spec);
+    rig.reserve(&spec, Ask { wait_us: 300 * MS, ..Ask::default() });
+    assert_eq!(denial(answered(&rig.pass(300 * MS))), Some(Denial::NoCapacity));
 }
 
 #[test]

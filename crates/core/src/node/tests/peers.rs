@@ -108,6 +108,25 @@ fn a_peer_shows_no_more_actions_than_the_bound() {
 }
 
 #[test]
+fn an_advert_that_is_gone_makes_room_for_another() {
+    let mut rig = Rig::with(Config { adverts_per_peer: 1, ..Config::default() });
+    let actions: Vec<_> = (0..3).map(|n| named("ns", &format!("a{n}"), 1)).collect();
+    rig.tell(up(1));
+    rig.tell(advert(&actions[0], 1, FREE));
+    rig.tell(advert(&actions[0], 1, Advert::default()));
+    rig.tell(advert(&actions[0], 1, Advert::default()));
+    rig.tell(advert(&actions[1], 1, FREE));
+    assert!(reserved(&rig.invoke(1, &actions[1])).is_some(), "the first is gone");
+    rig.tell(up(2));
+    rig.tell(advert(&actions[2], 2, FREE));
+    assert!(reserved(&rig.invoke(2, &actions[2])).is_some(), "the life before is over");
+    rig.tell(Input::PeerDown { peer: NodeId::new("n2"), epoch: Epoch(2) });
+    rig.tell(up(2));
+    rig.tell(advert(&actions[0], 2, FREE));
+    assert!(reserved(&rig.invoke(3, &actions[0])).is_some(), "what it showed before its death is forgotten");
+}
+
+#[test]
 fn a_backlog_goes_to_a_peer_that_begins_to_show_free_slots() {
     let mut rig = Rig::without_memory();
     let spec = spec(1);

@@ -389,21 +389,26 @@ async fn veto_release_and_leave_confirm_what_they_did() {
 
 #[tokio::test]
 async fn a_drain_lists_what_is_left() {
-    let server = TestServer::saying(200, r#"{"drained":true,"left":[]}"#).await;
+    let server = TestServer::saying(200, r#"{"drained":true,"left":[],"at_peers":0,"owed":0}"#).await;
     let ran = run_line(&server.url, "drain --deadline 2m --force").await;
     assert_eq!(ran.exit, Exit::Ok);
     insta::assert_snapshot!(ran.answers, @r"
-    drained  yes
-    left     -
+    drained         yes
+    left            -
+    calls at peers  0
+    owed            0
     ");
     assert_eq!(server.asked()[0].body, json!({"deadline_ms": 120_000, "force": true}));
 
-    let server = TestServer::saying(409, r#"{"drained":false,"left":["n1-7-1","n1-7-2"]}"#).await;
+    let left = r#"{"drained":false,"left":["n1-7-1","n1-7-2"],"at_peers":3,"owed":1}"#;
+    let server = TestServer::saying(409, left).await;
     let ran = run_line(&server.url, "drain").await;
     assert_eq!(ran.exit, Exit::Conflict);
     insta::assert_snapshot!(ran.answers, @r"
-    drained  no
-    left     n1-7-1, n1-7-2
+    drained         no
+    left            n1-7-1, n1-7-2
+    calls at peers  3
+    owed            1
     ");
     assert!(ran.remarks.contains("--force"), "{ran:?}");
 

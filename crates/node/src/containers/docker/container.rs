@@ -57,6 +57,8 @@ pub(super) struct Container {
     /// It was adopted as paused, and could not be asked for anything yet.
     unasked: AtomicBool,
     pausing: AsyncMutex<Pausing>,
+    /// What `pausing` wants, for whoever must not wait for it.
+    wants_pause: AtomicBool,
     corrections: Mutex<VecDeque<Instant>>,
     out_of_memory: AtomicBool,
     pub(super) removal: CancellationToken,
@@ -89,6 +91,7 @@ impl Container {
             serving: AtomicBool::new(false),
             unasked: AtomicBool::new(false),
             pausing: AsyncMutex::new(Pausing { wanted: false, known: Some(false) }),
+            wants_pause: AtomicBool::new(false),
             corrections: Mutex::default(),
             out_of_memory: AtomicBool::new(false),
             removal: CancellationToken::new(),
@@ -138,7 +141,7 @@ impl Container {
     pub(super) async fn pause(&self, engine: &Shared) -> Result<(), EngineError> {
         let mut pausing = self.pausing.lock().await;
         let id = self.ready_id()?;
-        pausing.wanted = true;
+        self.want(&mut pausing, true);
         if engine.is_in_trouble() {
             return Ok(());
         }
@@ -154,7 +157,7 @@ impl Container {
     pub(super) async fn resume(&self, engine: &Shared) -> Result<(), EngineError> {
         let mut pausing = self.pausing.lock().await;
         let id = self.ready_id()?;
-        pausing.wanted = false;
+        self.want(&mut pausing, false);
         // Its pause was put off, and has not come to be.
         if pausing.known == Some(false) {
             return Ok(());
@@ -163,6 +166,11 @@ impl Container {
         self.change(&engine.api, id, false).await.map_err(failed)?;
         pausing.known = Some(false);
         Ok(())
+    }
+
+    fn want(&self, pausing: &mut Pausing, pause: bool) {
+        pausing.wanted = pause;
+        self.wants_pause.store(pause, Ordering::Release);
     }
 
     fn ready_id(&self) -> Result<&str, EngineError> {
@@ -185,10 +193,14 @@ impl Container {
         }
     }
 
-    /// Whether the engine's word about it is nothing to look into.
+    /// Whether the engine's word about it is nothing to look into: it is what was asked for, as most are. An inspection
+    /// would only slow the call that waits for the change.
     pub(super) fn is_as_wanted(&self, paused: bool) -> bool {
-        // A change is under way otherwise.
-        self.pausing.try_lock().map_or(true, |pausing| pausing.wanted == paused)
+        match self.pausing.try_lock() {
+            Ok(pausing) => pausing.wanted == paused && pausing.known == Some(paused),
+            // That change is under way.
+            Err(_) => self.wants_pause.load(Ordering::Acquire) == paused,
+        }
     }
 
     pub(super) fn ran_out_of_memory(&self) {

@@ -94,7 +94,10 @@ fn on_event(engine: &Arc<Shared>, event: &EventMessage) {
         Some("die") => container.died(engine, ended_with(attribute("exitCode").and_then(|code| code.parse().ok()))),
         Some("oom") => container.ran_out_of_memory(),
         Some("destroy") => container.died(engine, "it was removed by somebody else".to_owned()),
-        _ => {
+        told => {
+            if container.is_as_wanted(told == Some("pause")) {
+                return;
+            }
             let engine = engine.clone();
             tokio::spawn(async move { align(&engine, &container).await });
         }

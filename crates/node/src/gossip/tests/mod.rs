@@ -6,6 +6,7 @@ mod hostile;
 mod life;
 mod membership;
 mod net;
+mod scale;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

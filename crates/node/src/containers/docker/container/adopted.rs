@@ -31,6 +31,7 @@ impl Container {
             label: left.label.as_str().into(),
             docker_id: OnceLock::from(left.docker_id.clone()),
             pausing: AsyncMutex::new(Pausing { wanted: left.paused, known: Some(left.paused) }),
+            wants_pause: AtomicBool::new(left.paused),
             unasked: AtomicBool::new(left.paused),
             ..Self::new(spec, folder)
         }

@@ -1,0 +1,9 @@
+//! `embermesh chaos run` as users run it: real agents, real faults, and a judgement that can come out either way.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod endings;
+mod examples;
+mod reports;
+mod runs;
+mod tool;

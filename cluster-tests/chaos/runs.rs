@@ -1,0 +1,90 @@
+//! Runs that are made of a seed.
+
+use std::process::{Command, Stdio};
+
+use crate::tool::{Tool, verdicts};
+
+/// Promises that only a look at the nodes themselves can judge.
+const NOT_TOLD: [&str; 3] =
+    ["L1b_beliefs_within_slots", "L3_holder_stops_before_owner_frees", "the history is faithful"];
+
+#[test]
+fn five_agents_under_all_faults_keep_every_promise_and_heal() {
+    let tool = Tool::new();
+    let report = tool.path("report");
+    let output = tool.run(&["run", "--duration", "50s", "--report", "report"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let told = String::from_utf8_lossy(&output.stdout);
+    eprintln!("{said}{told}");
+    assert_eq!(output.status.code(), Some(0), "{said}{told}");
+    for (name, verdict) in verdicts(&report) {
+        let expected = if NOT_TOLD.contains(&name.as_str()) { "not_judged" } else { "held" };
+        assert_eq!(verdict, expected, "{name}");
+    }
+    let faults = std::fs::read_to_string(report.join("faults.jsonl")).unwrap();
+    for kind in ["kill", "stop", "partition", "delay", "loss", "engine", "clock"] {
+        assert!(faults.contains(&format!("\"kind\":\"{kind}\"")), "no {kind}: {faults}");
+    }
+    let root = nix::unistd::geteuid().is_root();
+    assert_eq!(said.contains("left out: disk"), !root, "{said}");
+    assert_eq!(faults.contains("\"kind\":\"disk\""), root, "{faults}");
+    assert_eq!(faults.lines().count(), said.matches("over: ").count(), "each was told of");
+    // Judged again it comes to the same.
+    let again = tool.run(&["check", "report"]);
+    assert_eq!(again.status.code(), Some(0), "{again:?}");
+    assert_eq!(String::from_utf8_lossy(&again.stdout), told);
+    let page = std::fs::read_to_string(report.join("timeline.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("cut what goes") && page.contains("every promise"), "{page}");
+    for elsewhere in ["http://", "https://", "src=", "<link"] {
+        assert!(!page.contains(elsewhere), "the page needs {elsewhere}");
+    }
+    tool.expect_nothing_left();
+}
+
+#[test]
+fn containers_of_docker_that_are_killed_and_paused_behind_their_agents_backs_break_no_promise() {
+    let docker = Command::new("docker").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !docker.is_ok_and(|status| status.success()) {
+        let required = std::env::var("EMBERMESH_REQUIRE_DOCKER").as_deref() == Ok("1");
+        assert!(!required, "EMBERMESH_REQUIRE_DOCKER is set, and `docker version` finds no engine");
+        return eprintln!("SKIPPED: there is no Docker engine");
+    }
+    let tool = Tool::new();
+    tool.file("scenario.toml", DISTURBED);
+    let output = tool.run(&["run", "--scenario", "scenario.toml", "--report", "report"]);
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    // What a container that nobody can write from would have noted is not said to hold.
+    let verdicts = verdicts(&tool.path("report"));
+    let of = |name: &str| verdicts.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect::<Vec<_>>();
+    assert_eq!(of("A1_started_at_most_once"), ["not_judged", "held"]);
+    tool.expect_nothing_left();
+}
+
+const DISTURBED: &str = "
+duration = '20s'
+[mesh]
+nodes = 3
+engine = 'docker'
+[workload]
+rate = 10
+[expect]
+successes = 80
+[[faults]]
+kind = 'engine'
+how = 'kill'
+at = '6s'
+for = '1s'
+nodes = ['n1']
+[[faults]]
+kind = 'engine'
+how = 'pause'
+at = '9s'
+for = '1s'
+nodes = ['n1']
+[[faults]]
+kind = 'kill'
+at = '11s'
+for = '2s'
+nodes = ['n2']
+";

@@ -1,0 +1,158 @@
+//! Agents that die, stand still or go, on a real engine: their containers outlive them, their promises don't.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::engine::{DockerMesh, is_here};
+use crate::support::api::container_path;
+use crate::support::{Ran, Settings, at_once, soon, until};
+
+/// What a busy test machine may add.
+const SLACK: Duration = Duration::from_secs(3);
+
+#[test]
+fn the_slots_of_a_killed_holder_come_back_within_ttl_and_grace() {
+    if !is_here() {
+        return;
+    }
+    const SLOTS: usize = 4;
+    let mut mesh = scarce("3s");
+    let first = mesh[1].run("scarce", &json!({"ms": 0}));
+    soon("the peer holds all slots", || {
+        at_once(SLOTS, |_| mesh[2].run("scarce", &json!({"ms": 100})));
+        let leased: u64 = mesh[1].granted_leases().iter().filter_map(|lease| lease["slots"].as_u64()).sum();
+        (leased == SLOTS as u64).then_some(())
+    });
+    mesh.agent(2).kill();
+    let killed = Instant::now();
+    let ran = at_once(SLOTS, |_| mesh[1].run("scarce", &json!({"ms": 500})));
+    assert!(ran.iter().all(|ran| ran.container() == first.container()));
+    assert_eq!(ran.iter().map(|ran| ran.number("running")).max(), Some(SLOTS as u64), "all slots were used at once");
+    let took = killed.elapsed();
+    assert!(took < Duration::from_millis(3_200 + 500) + SLACK, "it took {took:?}");
+}
+
+#[test]
+fn an_owner_killed_in_mid_run_leaves_its_caller_in_doubt_and_its_next_life_refuses_the_old_fences() {
+    if !is_here() {
+        return;
+    }
+    // Its lease outlives the restart.
+    let mut mesh = scarce("10s");
+    let first = mesh[2].run("scarce", &json!({"ms": 0}));
+    assert_eq!(first.node(), "n1");
+    let api = *mesh[2];
+    let caller = thread::spawn(move || api.invoke("scarce", &json!({"ms": 3_000, "log": "it has begun"})));
+    until("it runs", || mesh[1].containers()[0]["busy"] == 1);
+    let held = mesh[2].held_leases()[0]["lease_id"].as_str().unwrap().to_owned();
+    mesh.agent(1).kill();
+    let killed = Instant::now();
+    let ran = caller.join().unwrap();
+    assert!(killed.elapsed() < Duration::from_secs(2), "told after {:?}", killed.elapsed());
+    assert_eq!((ran.status, ran.annotation("indeterminate")), (500, json!(true)), "{}", ran.record);
+    assert_eq!(mesh.docker.state(first.container()).as_deref(), Some("running"), "the container outlives its agent");
+    let seed = mesh[2].mesh_addr();
+    mesh.agent(1).settings.join = vec![seed];
+    mesh.agent(1).restart();
+    mesh.await_all_live();
+    let next = soon("it serves again", || {
+        let ran = mesh[2].invoke("scarce", &json!({"ms": 1}));
+        (ran.status == 200).then_some(ran)
+    });
+    assert_eq!((born(&next), next.number("running")), (born(&first), 1), "the same one, and the old run had ended");
+    let leases = mesh[2].held_leases();
+    assert!(leases.iter().all(|lease| lease["lease_id"] != held.as_str()), "{held} is void: {leases:?}");
+}
+
+#[test]
+fn a_veto_stops_a_removal_and_silence_lets_it_commit() {
+    if !is_here() {
+        return;
+    }
+    let mesh = scarce("10s");
+    let first = mesh[2].run("scarce", &json!({"ms": 0}));
+    let state = || mesh.docker.state(first.container());
+    let vetoed = mesh[1].post(&container_path(first.container(), "remove"), &json!({})).expect(409);
+    assert_eq!((&vetoed["outcome"], &vetoed["vetoes"][0]["peer"]), (&json!("vetoed"), &json!("n2")), "{vetoed}");
+    assert_eq!(state().as_deref(), Some("running"));
+    let lease = mesh[2].held_leases()[0]["lease_id"].as_str().unwrap().to_owned();
+    mesh[2].post(&format!("/mesh/v1/leases/{lease}/release"), &json!({})).expect(204);
+    // Its hold, and what it still forecasts, pass.
+    let removed = soon("nobody objects any more", || {
+        let answer = mesh[1].post(&container_path(first.container(), "remove"), &json!({}));
+        (answer.status == 200).then(|| answer.json())
+    });
+    assert_eq!((&removed["outcome"], &removed["vetoes"]), (&json!("committed"), &json!([])), "{removed}");
+    until("it is gone", || state().is_none());
+}
+
+#[test]
+fn a_drain_lets_runs_end_keeps_promises_and_leaves_no_container() {
+    if !is_here() {
+        return;
+    }
+    let mesh = scarce("1s");
+    mesh[1].create_builtin("promised", "sleep", 1);
+    let first = mesh[1].run("promised", &json!({"ms": 0}));
+    thread::scope(|scope| {
+        let run = scope.spawn(|| mesh[1].run("promised", &json!({"ms": 1_000})));
+        until("it runs", || mesh[1].containers().iter().any(|c| c["action"] == "promised" && c["busy"] == 1));
+        let promise = || mesh[1].post("/api/v1/namespaces/_/actions/promised", &json!({"ms": 100})).expect(202);
+        let ids = [promise(), promise()].map(|answer| answer["activationId"].as_str().unwrap().to_owned());
+        let drained = mesh[1].cli(&["drain", "--deadline", "30s"]);
+        assert_eq!(drained.status.code(), Some(0), "{drained:?}");
+        assert_eq!(run.join().unwrap().container(), first.container());
+        for id in ids {
+            assert_eq!(mesh[1].record(&id)["response"]["status"], json!("success"));
+        }
+    });
+    let left = mesh.docker.containers().into_iter().filter(|(name, _)| name.contains("-n1-"));
+    assert_eq!((mesh[1].containers(), left.collect::<Vec<_>>()), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn agents_that_stand_still_for_longer_than_a_lease_lives_wake_and_do_no_harm() {
+    if !is_here() {
+        return;
+    }
+    let mesh = scarce("1s");
+    let first = mesh[1].run("scarce", &json!({"ms": 0}));
+    assert_eq!(mesh[2].run("scarce", &json!({"ms": 0})).container(), first.container());
+    // The holder, and then the owner.
+    mesh[2].signal(Signal::SIGSTOP);
+    until("its leases have ended", || mesh[1].granted_leases().is_empty());
+    mesh[2].signal(Signal::SIGCONT);
+    assert_eq!(mesh[2].run("scarce", &json!({"ms": 0})).container(), first.container());
+    mesh[1].signal(Signal::SIGSTOP);
+    until("the holder's belief has ended", || mesh[2].held_leases().is_empty());
+    assert_eq!(mesh.docker.state(first.container()).as_deref(), Some("running"));
+    mesh[1].signal(Signal::SIGCONT);
+    mesh.await_all_live();
+    let ran = at_once(6, |n| {
+        soon("it is served", || {
+            let ran = mesh[n % 2 + 1].invoke("scarce", &json!({"ms": 100}));
+            (ran.status == 200).then_some(ran)
+        })
+    });
+    assert!(ran.iter().all(|ran| ran.container() == first.container() && ran.number("running") <= 4), "L0");
+}
+
+/// Two nodes and one container of four slots, at `n1`: no other fits.
+fn scarce(ttl: &str) -> DockerMesh {
+    let mesh = DockerMesh::with(2, |node| {
+        let memory = if node.id == "n1" { "384MiB" } else { "128MiB" };
+        Settings { memory: memory.to_owned(), ..node }.set("EMBERMESH_PROTOCOL_TTL", ttl)
+    });
+    let limits = json!({"memory": 256, "concurrency": 4});
+    mesh[1].create("scarce", &json!({"exec": {"kind": "builtin:1", "main": "sleep"}, "limits": limits}));
+    mesh[1].run("scarce", &json!({"ms": 0}));
+    until("the peer knows it", || mesh[2].get("/api/v1/namespaces/_/actions/scarce").status == 200);
+    mesh
+}
+
+fn born(ran: &Ran) -> u64 {
+    ran.number("started_at_us")
+}

@@ -1,0 +1,212 @@
+//! Five agents in network namespaces of their own, and a nemesis over the real network between them: packets that are
+//! dropped one way and both ways, delayed, lost and reordered by the kernel, and agents that are stopped for longer than
+//! a lease lasts. Everything is in a namespace of the test's thread: it is gone with the test.
+
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+
+use crate::support::{Mesh, Place, Settings, until, within};
+use crate::traffic::Traffic;
+
+const NODES: usize = 5;
+/// Agents of tests have a ttl of 1 s.
+const LONGER_THAN_A_LEASE: Duration = Duration::from_millis(1_500);
+/// Twelve rounds of gossip until a silent peer is taken for dead, and some.
+const CUT: Duration = Duration::from_secs(3);
+const HEALED: Duration = Duration::from_secs(10);
+
+/// A network of namespaces, one a node, on a bridge.
+struct Network {
+    /// Each keeps its namespace there.
+    holders: Vec<Child>,
+}
+
+#[test]
+fn agents_in_namespaces_of_their_own_bear_a_bad_network_and_heal() {
+    // A thread of its own: what is unshared is unshared for good.
+    let told = thread::spawn(|| match Network::new() {
+        Some(network) => bear(&network),
+        None => eprintln!("SKIPPED: network namespaces need root"),
+    });
+    if let Err(panic) = told.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn bear(network: &Network) {
+    let place = Place::new();
+    let settings = |n: usize| {
+        let own = Settings::new(&place, &format!("n{n}")).arg("--insecure");
+        let join = if n > 1 { vec![address(1, 7411).parse().unwrap()] } else { Vec::new() };
+        let (mesh, api) = (address(n, 7411).parse().unwrap(), address(n, 3233).parse().unwrap());
+        Settings { mesh, api, join, namespace: Some(network.holders[n - 1].id()), ..own }
+    };
+    let agents = (1..=NODES).map(|n| settings(n).start()).collect();
+    let mesh = Mesh { agents, place };
+    mesh.await_all_live();
+    let traffic = Traffic::new(&mesh);
+    let outcome = traffic.run(|| {
+        traffic.goes_on(60);
+        // Both ways: two against three.
+        for inside in [1, 2] {
+            (3..=NODES).for_each(|outside| network.cut_both(inside, outside));
+        }
+        until("each side counts the other as dead", || sees(&mesh, 1, "n4", "dead") && sees(&mesh, 5, "n2", "dead"));
+        traffic.goes_on(60);
+        network.heal();
+        heals(&mesh, "two sides");
+
+        // One way: nobody hears n3, which hears everybody.
+        (1..=NODES).filter(|n| *n != 3).for_each(|n| network.cut(3, n));
+        passes(CUT);
+        network.heal();
+        heals(&mesh, "a node that nobody hears");
+
+        // A stopped agent outlives its leases, and others' leases of it.
+        mesh[4].signal(Signal::SIGSTOP);
+        passes(LONGER_THAN_A_LEASE);
+        mesh[4].signal(Signal::SIGCONT);
+        heals(&mesh, "a stopped agent");
+
+        // Lossy links: TCP repairs what gossip has to bear.
+        (1..=NODES).for_each(|n| network.lose(n, 0.08));
+        traffic.goes_on(100);
+        network.heal();
+        heals(&mesh, "lossy links");
+
+        // Slow ones that reorder, if this kernel has them.
+        if network.worsen(2, "delay 40ms 15ms loss 3% reorder 20%") {
+            traffic.goes_on(60);
+            (1..=NODES).for_each(|n| assert!(network.worsen(n, "delay 5ms 2ms loss 1%")));
+            traffic.goes_on(60);
+            network.mend();
+        }
+        // Cut one way in a circle: everybody hears somebody, nobody can answer them.
+        (1..=NODES).for_each(|n| network.cut(n, n % NODES + 1));
+        passes(CUT);
+        network.heal();
+        heals(&mesh, "a circle");
+        traffic.goes_on(30);
+    });
+    outcome.check();
+    assert!(outcome.succeeded() >= 200, "{} succeeded, {} did not", outcome.succeeded(), outcome.failed());
+    until("L7_no_slot_leak: all leases have ended", || mesh.agents.iter().all(|a| a.granted_leases().is_empty()));
+}
+
+impl Network {
+    /// `None` where namespaces can't be made.
+    fn new() -> Option<Self> {
+        unshare(CloneFlags::CLONE_NEWNET).ok()?;
+        ip("link set lo up");
+        ip("link add hub type bridge");
+        ip(&format!("addr add {} dev hub", network_address(254)));
+        ip("link set hub up");
+        let network = Self { holders: (0..NODES).map(|_| holder()).collect() };
+        for n in 1..=NODES {
+            let pid = network.holders[n - 1].id();
+            ip(&format!("link add v{n} type veth peer name eth0 netns {pid}"));
+            ip(&format!("link set v{n} master hub up"));
+            network.at(n, "ip link set lo up");
+            network.at(n, &format!("ip addr add {} dev eth0", network_address(n)));
+            network.at(n, "ip link set eth0 up");
+        }
+        Some(network)
+    }
+
+    /// What one sends does not arrive at the other.
+    fn cut(&self, sender: usize, receiver: usize) {
+        self.at(receiver, &format!("iptables -A INPUT -s 10.9.0.{sender} -j DROP"));
+    }
+
+    fn cut_both(&self, one: usize, other: usize) {
+        self.cut(one, other);
+        self.cut(other, one);
+    }
+
+    /// A share of what other nodes send to it gets lost.
+    fn lose(&self, n: usize, share: f64) {
+        let chance = format!("-m statistic --mode random --probability {share}");
+        self.at(n, &format!("iptables -A INPUT -s 10.9.0.0/28 {chance} -j DROP"));
+    }
+
+    fn heal(&self) {
+        (1..=NODES).for_each(|n| self.at(n, "iptables -F INPUT"));
+    }
+
+    /// What a node sends goes through a worse network; `false` where this kernel has none.
+    fn worsen(&self, n: usize, netem: &str) -> bool {
+        let can = self.try_at(n, &format!("tc qdisc replace dev eth0 root netem {netem}"));
+        if !can {
+            eprintln!("SKIPPED: this kernel has no netem");
+        }
+        can
+    }
+
+    fn mend(&self) {
+        (1..=NODES).for_each(|n| self.at(n, "tc qdisc del dev eth0 root"));
+    }
+
+    #[track_caller]
+    fn at(&self, n: usize, line: &str) {
+        assert!(self.try_at(n, line), "{line} at n{n}");
+    }
+
+    fn try_at(&self, n: usize, line: &str) -> bool {
+        let pid = self.holders[n - 1].id().to_string();
+        let words = ["--target", &pid, "--net", "--"].into_iter().chain(line.split(' '));
+        Command::new("nsenter").args(words).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for holder in &mut self.holders {
+            let _ = holder.kill();
+            let _ = holder.wait();
+        }
+    }
+}
+
+/// A process that does nothing, in a network namespace of its own; it ends with this one.
+fn holder() -> Child {
+    let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let mut command = Command::new("unshare");
+    let child = command.args(["--net", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let namespace = format!("/proc/{}/ns/net", child.id());
+    until("the namespace is there", || std::fs::read_link(&namespace).is_ok_and(|there| there != own));
+    child
+}
+
+#[track_caller]
+fn ip(line: &str) {
+    let status = Command::new("ip").args(line.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {line}");
+}
+
+fn address(n: usize, port: u16) -> String {
+    format!("10.9.0.{n}:{port}")
+}
+
+fn network_address(n: usize) -> String {
+    format!("10.9.0.{n}/24")
+}
+
+/// Lets time pass: how long something is broken is the fault itself.
+fn passes(time: Duration) {
+    let began = Instant::now();
+    within(time * 2, "time passes", || (began.elapsed() >= time).then_some(()));
+}
+
+fn sees(mesh: &Mesh, at: usize, peer: &str, state: &str) -> bool {
+    mesh[at].member_state(peer).as_deref() == Some(state)
+}
+
+#[track_caller]
+fn heals(mesh: &Mesh, after: &str) {
+    let live = |agent: &crate::support::Agent| agent.members().iter().all(|(_, state)| state == "live");
+    within(HEALED, after, || mesh.agents.iter().all(live).then_some(()));
+}

@@ -1,0 +1,93 @@
+//! What the host has to offer, and what is left on it.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use tokio::time::{Instant, sleep};
+
+use super::scenario::{Containers, Kind};
+
+/// Room for an agent's data, and not much more.
+const SMALL_DISK: &str = "32m";
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why a kind of fault can't be made here.
+pub(super) fn lacks(kind: Kind, engine: Containers) -> Option<String> {
+    match (kind, engine) {
+        (Kind::Disk, _) if !geteuid().is_root() => Some("it needs root, to mount a small disk".to_owned()),
+        (Kind::Disk, Containers::Docker) => Some("the Docker engine would not see the data folder".to_owned()),
+        _ => None,
+    }
+}
+
+/// Another one each time, short enough to be typed.
+pub(super) fn any_seed() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::from(since.subsec_nanos() ^ std::process::id()) % 1_000_000
+}
+
+/// From now on mounts of this process are its own: they are gone with it and its children.
+pub(super) fn keep_mounts_private() -> anyhow::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("no mount namespace can be made for the small disks")?;
+    run_mount("mount", &["--make-rprivate", "/"])
+}
+
+/// Puts a small disk there.
+pub(super) fn mount_small_disk(at: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(at).with_context(|| format!("{} can't be made", at.display()))?;
+    let size = format!("size={SMALL_DISK},mode=0700");
+    run_mount("mount", &["-t", "tmpfs", "-o", &size, "none", &at.display().to_string()])
+}
+
+pub(super) fn unmount(at: &Path) -> anyhow::Result<()> {
+    run_mount("umount", &["--lazy", &at.display().to_string()])
+}
+
+fn run_mount(program: &str, args: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new(program).args(args).output().with_context(|| format!("`{program}` can't be run"))?;
+    if !output.status.success() {
+        bail!("`{program} {}` failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Processes that belong to a folder and are still there after a while, by their command lines; they are ended.
+pub(super) async fn end_leftovers(folder: &Path) -> Vec<String> {
+    let began = Instant::now();
+    loop {
+        let left = processes_of(folder);
+        if left.is_empty() {
+            return Vec::new();
+        }
+        if began.elapsed() > GONE_WITHIN {
+            for (pid, _) in &left {
+                kill(*pid, Signal::SIGKILL).ok();
+            }
+            return left.into_iter().map(|(pid, line)| format!("process {pid}: {line}")).collect();
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Those that have the folder in their arguments or environment. Zombies have neither.
+fn processes_of(folder: &Path) -> Vec<(Pid, String)> {
+    let mark = folder.display().to_string();
+    let names = |pid: i32, file: &str| {
+        let text = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        text.windows(mark.len()).any(|window| window == mark.as_bytes())
+    };
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| *pid != own && (names(*pid, "environ") || names(*pid, "cmdline")))
+        .map(|pid| {
+            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            (Pid::from_raw(pid), line.replace('\0', " ").trim().to_owned())
+        })
+        .collect()
+}
