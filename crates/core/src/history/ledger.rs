@@ -178,6 +178,8 @@ impl Ledger {
                 // It is asked for again: what has not run, or what an earlier life did not get on disk.
                 let again = activation.ended_in != Some(record.epoch);
                 activation.end.take_if(|end| again || matches!(end, End::Refused | End::Withdrawn));
+                // That attempt of an earlier life is asked for again only if its owner said that it has not taken it.
+                activation.unsettled.remove(attempt);
                 if *attempt > 0 {
                     // What an earlier life sent or ran, or this one without an answer.
                     let sends = activation.unsettled.entry(attempt - 1).or_default();
@@ -529,7 +531,7 @@ mod tests {
         assert!(warm(&mut judge, &mut node(1)).is_some());
         let mut second = node(2);
         step(&mut judge, &mut second, 2_000_000, invoke(1));
-        let ended = step(&mut judge, &mut second, 2_000_001, Input::DrainRequested { deadline_us: 1, force: false });
+        let ended = step(&mut judge, &mut second, 2_000_001, Input::StopRequested { deadline_us: 1 });
         assert!(ended.iter().any(|o| matches!(o, Output::Indeterminate { .. })), "{ended:?}");
     }
 
