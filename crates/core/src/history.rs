@@ -54,6 +54,8 @@ pub struct Premises {
 pub enum What {
     /// A life of the node begins; all that an earlier one had is gone.
     Began(Premises),
+    /// It ends and leaves its idle containers to the next one.
+    HandsOver,
 
     // Own activations.
     /// Above attempt 0, an earlier one may have run.

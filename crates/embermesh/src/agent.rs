@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use embermesh_node::blocking::Blocking;
 use embermesh_node::clock::{Clock, wall_us};
 use embermesh_node::config::{ByteSize, DockerSection, EngineKind, NodeConfig, PullPolicy};
 use embermesh_node::containers::Engine;
@@ -127,6 +128,8 @@ async fn start(config: NodeConfig, fault_injection: bool) -> anyhow::Result<Node
         clock,
         data_dir,
         faults,
+        blocking: Blocking::Threads,
+        history: None,
     };
     Ok(Node::start(config, parts).await?)
 }

@@ -10,7 +10,6 @@ use embermesh_proto::v1;
 use futures::future::join_all;
 use tokio::time::timeout;
 
-use crate::clock::wall_ms;
 use crate::containers::EngineError;
 use crate::node::Node;
 use crate::owned::runtime_for;
@@ -55,22 +54,23 @@ impl Node {
         // What another node knows decides whether it exists.
         self.find_action(namespace, name).await;
         let (node, namespace, name) = (self.clone(), namespace.to_owned(), name.to_owned());
-        let entry = blocking(move || {
-            if let Some(code) = code {
-                let hash = node.codes().put(&code)?;
-                change.code = Some(CodeRef { hash, bytes: code.len() as u64 });
-            }
-            let known = node.registry().get(&namespace, &name);
-            let kind = change.kind.or(known.as_ref().map(|k| k.kind)).unwrap_or(Kind::Builtin);
-            let concurrency = change.limits.concurrency.unwrap_or(1);
-            node.engine().supports(runtime_for(kind), concurrency)?;
-            let now = wall_ms();
-            Ok(match overwrite {
-                true => node.registry().update(&namespace, &name, change, true, now)?,
-                false => node.registry().create(&namespace, &name, change, now)?,
+        let entry = self
+            .blocking(move || {
+                if let Some(code) = code {
+                    let hash = node.codes().put(&code)?;
+                    change.code = Some(CodeRef { hash, bytes: code.len() as u64 });
+                }
+                let known = node.registry().get(&namespace, &name);
+                let kind = change.kind.or(known.as_ref().map(|k| k.kind)).unwrap_or(Kind::Builtin);
+                let concurrency = change.limits.concurrency.unwrap_or(1);
+                node.engine().supports(runtime_for(kind), concurrency)?;
+                let now = node.wall_ms();
+                Ok(match overwrite {
+                    true => node.registry().update(&namespace, &name, change, true, now)?,
+                    false => node.registry().create(&namespace, &name, change, now)?,
+                })
             })
-        })
-        .await?;
+            .await?;
         self.learned(&entry);
         self.tell_peers(&entry).await;
         Ok(entry)
@@ -80,7 +80,7 @@ impl Node {
     pub async fn delete_action(&self, namespace: &str, name: &str) -> Result<Arc<ActionEntry>, ActionError> {
         self.find_action(namespace, name).await;
         let (node, namespace, name) = (self.clone(), namespace.to_owned(), name.to_owned());
-        let deleted = blocking(move || Ok(node.registry().delete(&namespace, &name, wall_ms())?)).await?;
+        let deleted = self.blocking(move || Ok(node.registry().delete(&namespace, &name, node.wall_ms())?)).await?;
         self.learned(&deleted.tombstone);
         self.tell_peers(&deleted.tombstone).await;
         Ok(deleted.last)
@@ -138,7 +138,7 @@ impl Node {
 
     pub(crate) async fn own_code(&self, hash: &str) -> Option<Bytes> {
         let (node, hash) = (self.clone(), hash.to_owned());
-        blocking(move || Ok(node.codes().get(&hash)?)).await.ok().flatten()
+        self.blocking(move || Ok(node.codes().get(&hash)?)).await.ok().flatten()
     }
 
     pub(crate) async fn code_by_hash(&self, hash: &str) -> Option<Bytes> {
@@ -161,7 +161,7 @@ impl Node {
             };
             let Ok(Some(fetched)) = timeout(FETCH_CODE, fetch).await else { continue };
             let (node, kept, wanted) = (self.clone(), fetched.clone(), hash.to_owned());
-            let is_right = blocking(move || {
+            let is_right = self.blocking(move || {
                 let is_right = code::hash(&kept) == wanted;
                 if is_right && let Err(error) = node.codes().put(&kept) {
                     tracing::warn!(hash = wanted, %error, "fetched code could not be kept");
@@ -259,19 +259,20 @@ impl Node {
             return 0;
         }
         let node = self.clone();
-        let merged = blocking(move || {
-            let mut parsed: Vec<_> = entries.iter().filter_map(|json| readable(json)).collect();
-            if let [_] = parsed.as_slice()
-                && let Some(entry) = parsed.pop()
-            {
-                return Ok(match node.registry().merge(entry)? {
-                    Merge::Newer(entry) => vec![entry],
-                    Merge::Same(_) | Merge::Older(_) => Vec::new(),
-                });
-            }
-            Ok(node.registry().merge_all(parsed)?.newer)
-        })
-        .await;
+        let merged = self
+            .blocking(move || {
+                let mut parsed: Vec<_> = entries.iter().filter_map(|json| readable(json)).collect();
+                if let [_] = parsed.as_slice()
+                    && let Some(entry) = parsed.pop()
+                {
+                    return Ok(match node.registry().merge(entry)? {
+                        Merge::Newer(entry) => vec![entry],
+                        Merge::Same(_) | Merge::Older(_) => Vec::new(),
+                    });
+                }
+                Ok(node.registry().merge_all(parsed)?.newer)
+            })
+            .await;
         let newer = merged.unwrap_or_else(|error| {
             tracing::warn!(%error, "actions of a peer could not be taken");
             Vec::new()
@@ -279,6 +280,14 @@ impl Node {
         newer.iter().for_each(|entry| self.learned(entry));
         self.publish_facts();
         newer.len()
+    }
+
+    /// Work that waits for the disk.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ActionError> + Send + 'static,
+    ) -> Result<T, ActionError> {
+        self.blocking_work().run(work).await.unwrap_or(Err(ActionError::GoingDown))
     }
 
     /// A newer revision is known here: containers of older ones retire.
@@ -334,11 +343,4 @@ fn known_messages(items: &[(String, String, action::Revision)]) -> Vec<v1::Known
         revision_node: revision.node_id.clone(),
     };
     items.iter().map(message).collect()
-}
-
-/// Work that waits for the disk, away from the tasks that serve.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ActionError> + Send + 'static,
-) -> Result<T, ActionError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(ActionError::GoingDown))
 }

@@ -1,7 +1,7 @@
 //! The node's clocks: the monotonic one that the core lives on, and the wall clock for people.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use embermesh_core::Time;
 use tokio::time::Instant;
@@ -14,6 +14,8 @@ use tokio::time::Instant;
 pub struct Clock {
     start: Instant,
     bent: Option<Arc<RwLock<Bend>>>,
+    /// How far its wall clock is off.
+    wall_off_us: i64,
 }
 
 /// Since when a clock has run at which rate, and what it showed then.
@@ -23,6 +25,8 @@ struct Bend {
     shown_us: u64,
     /// Parts per million that it runs fast (or slow).
     drift_ppm: i64,
+    /// It shows nothing new.
+    still: bool,
 }
 
 /// What a clock shows at first: `now - something small` never meets the floor.
@@ -30,20 +34,35 @@ const FIRST_SHOWN_US: u64 = 1_000_000;
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { start: Instant::now(), bent: None }
+        Self { start: Instant::now(), bent: None, wall_off_us: 0 }
     }
 }
 
 impl Clock {
     pub fn with_drift(drift_ppm: i64) -> Self {
         let start = Instant::now();
-        let bend = Bend { since: start, shown_us: FIRST_SHOWN_US, drift_ppm };
-        Self { start, bent: Some(Arc::new(RwLock::new(bend))) }
+        let bend = Bend { since: start, shown_us: FIRST_SHOWN_US, drift_ppm, still: false };
+        Self { start, bent: Some(Arc::new(RwLock::new(bend))), wall_off_us: 0 }
     }
 
     /// One whose rate can be set.
     pub fn adjustable() -> Self {
         Self::with_drift(0)
+    }
+
+    /// The same with a wall clock that is off by so much.
+    #[must_use]
+    pub fn with_wall_off(self, wall_off_us: i64) -> Self {
+        Self { wall_off_us, ..self }
+    }
+
+    /// Unix time in microseconds, as this node's host has it.
+    pub fn wall_us(&self) -> u64 {
+        wall_us().saturating_add_signed(self.wall_off_us)
+    }
+
+    pub(crate) fn wall_ms(&self) -> u64 {
+        self.wall_us() / 1000
     }
 
     pub fn now(&self) -> Time {
@@ -62,7 +81,21 @@ impl Clock {
         if let Some(bent) = &self.bent {
             let mut bend = bent.write().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
-            *bend = Bend { since: now, shown_us: bend.shown_at(now), drift_ppm };
+            *bend = Bend { since: now, shown_us: bend.shown_at(now), drift_ppm, still: bend.still };
+        }
+    }
+
+    /// Stands still, as for a process that is stopped; going on, it shows at once what has passed meanwhile. Nothing
+    /// changes for a clock that has no rate of its own.
+    pub fn stand_still(&self, still: bool) {
+        if let Some(bent) = &self.bent {
+            let mut bend = bent.write().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            if still && !bend.still {
+                *bend = Bend { since: now, shown_us: bend.shown_at(now), still, ..*bend };
+            } else {
+                bend.still = still;
+            }
         }
     }
 
@@ -72,7 +105,7 @@ impl Clock {
 
     fn bend(&self) -> Bend {
         match &self.bent {
-            None => Bend { since: self.start, shown_us: FIRST_SHOWN_US, drift_ppm: 0 },
+            None => Bend { since: self.start, shown_us: FIRST_SHOWN_US, drift_ppm: 0, still: false },
             Some(bent) => *bent.read().unwrap_or_else(PoisonError::into_inner),
         }
     }
@@ -80,6 +113,9 @@ impl Clock {
 
 impl Bend {
     fn shown_at(&self, moment: Instant) -> u64 {
+        if self.still {
+            return self.shown_us;
+        }
         let real = i128::try_from(moment.duration_since(self.since).as_micros()).unwrap_or(i128::MAX);
         let drifted = real + real * i128::from(self.drift_ppm) / 1_000_000;
         self.shown_us.saturating_add(u64::try_from(drifted).unwrap_or(0))
@@ -88,11 +124,14 @@ impl Bend {
     fn comes_at(&self, shown_us: u64) -> Instant {
         // As good as never, and does not overflow an Instant.
         const YEAR_US: i128 = 365 * 86_400 * 1_000_000;
+        if self.still && shown_us > self.shown_us {
+            return self.since + Duration::from_micros(YEAR_US as u64);
+        }
         let drifted = i128::from(shown_us.saturating_sub(self.shown_us));
         let rate_ppm = 1_000_000 + i128::from(self.drift_ppm);
         let real = (drifted * 1_000_000 + rate_ppm - 1) / rate_ppm.max(1);
         let micros = u64::try_from(real.clamp(0, YEAR_US)).unwrap_or(0);
-        self.since + std::time::Duration::from_micros(micros)
+        self.since + Duration::from_micros(micros)
     }
 }
 
@@ -161,6 +200,19 @@ mod tests {
             let error = clock.now().0.abs_diff(at.0);
             assert!(error <= 2_000, "{drift}: off by {error} µs");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_stood_still_shows_what_passed_meanwhile_when_it_goes_on() {
+        let clock = Clock::with_drift(10_000);
+        let shown = clock.now();
+        clock.stand_still(true);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(clock.now(), shown);
+        assert!(clock.instant(shown + 1) > Instant::now() + Duration::from_secs(86_400));
+        clock.stand_still(false);
+        assert_eq!(clock.now().since(shown), 10_100_000);
+        assert_eq!(clock.instant(shown + 10_100_000), Instant::now());
     }
 
     #[tokio::test(start_paused = true)]

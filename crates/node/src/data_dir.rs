@@ -150,7 +150,14 @@ impl DataDir {
         Ok(epoch)
     }
 
-    fn open_with(path: &Path, node_id: &str, cluster: &str, runtime_dirs: &[PathBuf]) -> Result<Self, DataDirError> {
+    /// The same with the host's lock in the first of `runtime_dirs` that can be written: who looks elsewhere does not
+    /// meet this node.
+    pub fn open_with(
+        path: &Path,
+        node_id: &str,
+        cluster: &str,
+        runtime_dirs: &[PathBuf],
+    ) -> Result<Self, DataDirError> {
         create_folder(path)?;
         let path = path.canonicalize().map_err(|source| unusable(path, source))?;
         let lock = LockFile::take(&path.join(LOCK), &lock::holder_text(None)).map_err(|e| match e {

@@ -92,7 +92,7 @@ impl Driver {
     ) -> (Mine<Assignment, mpsc::Receiver<Assignment>>, Vec<Output>) {
         let mut core = self.lock();
         let mut outputs = self.step(&mut core, input);
-        let mine = outputs.iter().position(|o| assigned_to(o) == Some(id)).map(|at| outputs.swap_remove(at));
+        let mine = outputs.iter().position(|o| assigned_to(o) == Some(id)).map(|at| outputs.remove(at));
         let mine = match mine.and_then(assignment) {
             Some((_, assignment)) => Mine::Now(assignment),
             None => {
@@ -158,7 +158,7 @@ impl Node {
             let mut core = self.driver().lock();
             let mut outputs = self.driver().step(&mut core, input);
             let is_mine = |o: &Output| matches!(o, Output::AnswerReserve { request: r, .. } if r == request);
-            let mine = outputs.iter().position(is_mine).map(|at| outputs.swap_remove(at));
+            let mine = outputs.iter().position(is_mine).map(|at| outputs.remove(at));
             let mine = match mine {
                 Some(Output::AnswerReserve { answer, .. }) => Mine::Now(answer),
                 _ => {

@@ -39,6 +39,11 @@ enum Line {
     Record(Record),
 }
 
+/// Who is told a node's history, record by record, as it happens.
+pub trait HistorySink: Send + Sync + std::fmt::Debug + 'static {
+    fn write(&self, record: &Record);
+}
+
 /// Where a node's history is written.
 #[derive(Debug)]
 pub(crate) struct HistoryFile {
@@ -113,6 +118,12 @@ impl HistoryFile {
             tracing::error!(path = %self.path.display(), %error, "the history ends here");
             *open = None;
         }
+    }
+}
+
+impl HistorySink for HistoryFile {
+    fn write(&self, record: &Record) {
+        HistoryFile::write(self, record);
     }
 }
 

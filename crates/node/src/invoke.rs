@@ -18,7 +18,6 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use crate::clock::wall_ms;
 use crate::detached::Detached;
 use crate::driver::{Assignment, Mine};
 use crate::invocation::{Call, InvokeError, Invoked, Wait};
@@ -80,7 +79,7 @@ impl Node {
             .await
             .ok_or_else(|| InvokeError::NotFound { namespace: call.namespace.clone(), name: call.name.clone() })?;
         let id = new_activation_id();
-        let activation = Activation::new(id, entry, call, wall_ms(), Keeping::default());
+        let activation = Activation::new(id, entry, call, self.wall_ms(), Keeping::default());
         let accepted = Invoked::Accepted { activation_id: activation.hex.clone() };
         let Wait::For(longest) = wait else {
             self.accept(activation).await?;
@@ -192,7 +191,7 @@ impl Node {
         container: u64,
         served: Served,
     ) -> Step {
-        let started_ms = wall_ms();
+        let started_ms = self.wall_ms();
         let waited = activation.arrived.elapsed();
         let entry = self.entry_in(container).unwrap_or_else(|| activation.entry.clone());
         let call = &activation.call;
@@ -219,7 +218,7 @@ impl Node {
     }
 
     async fn run_leased(&self, activation: &Activation, send: SendRun) -> Step {
-        let started_ms = wall_ms();
+        let started_ms = self.wall_ms();
         let waited = activation.arrived.elapsed();
         let message = self.activation_message(activation, send.attempt);
         let answer = self.call_run(&send, message).await;
@@ -234,7 +233,7 @@ impl Node {
     }
 
     async fn reserve_and_run(&self, activation: &Activation, send: SendReserve) -> Step {
-        let started_ms = wall_ms();
+        let started_ms = self.wall_ms();
         let waited = activation.arrived.elapsed();
         let attempt = send.run.map_or(0, |r| r.attempt);
         let message = self.activation_message(activation, attempt);

@@ -11,6 +11,7 @@
 //! | [`registry`], `actions` | actions known to every node |
 //! | [`store`], [`data_dir`], `logbook` | what survives a restart; log lines on their way there |
 //! | [`history`] | what the core tells of itself, in a file |
+//! | [`blocking`] | where work that waits for the disk is done |
 //! | [`api`] | the HTTP front door |
 //! | `operate`, `shown`, [`views`], `metrics` | what people do by hand and see |
 //! | [`faults`] | faults made on purpose, in agents that were started for it |
@@ -20,6 +21,7 @@
 mod actions;
 mod adoption;
 pub mod api;
+pub mod blocking;
 mod claim;
 pub mod clock;
 pub mod config;

@@ -19,6 +19,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 pub trait Net: Send + Sync + std::fmt::Debug + 'static {
     async fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Listener>>;
     async fn connect(&self, to: SocketAddr) -> io::Result<Box<dyn Stream>>;
+
+    /// Where people and tools call in; `None` where there are none, as in a simulation.
+    async fn listen_api(&self, at: SocketAddr) -> io::Result<Option<TcpListener>> {
+        TcpListener::bind(at).await.map(Some)
+    }
 }
 
 #[async_trait]

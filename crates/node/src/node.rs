@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use embermesh_core::history::{Record, What};
 use embermesh_core::output::{DrainEnd, Event};
-use embermesh_core::{ActionId, ActionSpec, ContainerId, Epoch, NodeId, Revision};
+use embermesh_core::{ActionId, ActionSpec, ContainerId, Epoch, NodeId, Revision, Time};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::blocking::Blocking;
 use crate::claim::{self, Taken};
-use crate::clock::{Clock, wall_us};
+use crate::clock::Clock;
 use crate::config::{LimitsSection, NodeConfig};
 use crate::containers::Engine;
 use crate::data_dir::{DataDir, DataDirError};
@@ -26,7 +27,7 @@ use crate::driver::Driver;
 use crate::facts::Slots;
 use crate::faults::Faults;
 use crate::gossip::{Datagrams, Gossip, GossipConfig, GossipError};
-use crate::history::{HistoryError, HistoryFile};
+use crate::history::{HistoryError, HistoryFile, HistorySink};
 use crate::logbook::LogBook;
 use crate::metrics::Metrics;
 use crate::net::Net;
@@ -60,7 +61,7 @@ struct Inner {
     api: SocketAddr,
     started: Instant,
     driver: Driver,
-    history: Option<HistoryFile>,
+    history: Option<Arc<dyn HistorySink>>,
     engine: Arc<dyn Engine>,
     registry: Registry,
     codes: CodeStore,
@@ -86,6 +87,7 @@ struct Inner {
     tasks: TaskTracker,
     data_dir: DataDir,
     faults: Option<Arc<Faults>>,
+    blocking: Blocking,
 }
 
 /// Why a node goes by itself.
@@ -107,6 +109,9 @@ pub struct Parts {
     pub data_dir: DataDir,
     /// Whether faults can be made on purpose; the clock is then the one that they bend.
     pub faults: Option<Arc<Faults>>,
+    pub blocking: Blocking,
+    /// Who is told the node's history; without, the file that is configured is.
+    pub history: Option<Arc<dyn HistorySink>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -149,17 +154,17 @@ impl Node {
     pub async fn start(config: NodeConfig, parts: Parts) -> Result<Self, StartError> {
         let protocol = Arc::new(config.core());
         protocol.validate()?;
-        let Parts { mut engine, store, mut net, mut datagrams, clock, data_dir, faults } = parts;
+        let Parts { mut engine, store, mut net, mut datagrams, clock, data_dir, faults, blocking, history } = parts;
         if let Some(faults) = &faults {
             (engine, net, datagrams) = (faults.engine(engine), faults.net(net), faults.datagrams(datagrams));
         }
         let listen = |what, at| move |source| StartError::Listen { what, at, source };
         let mesh_listener =
             net.listen(config.listen.mesh).await.map_err(listen("the mesh port (TCP)", config.listen.mesh))?;
-        let api_listener = TcpListener::bind(config.listen.api).await.map_err(listen("the API", config.listen.api))?;
-        let api = api_listener.local_addr()?;
+        let api_listener = net.listen_api(config.listen.api).await.map_err(listen("the API", config.listen.api))?;
+        let api = api_listener.as_ref().map_or(Ok(config.listen.api), TcpListener::local_addr)?;
         let known = claim::ask(&config, &net, datagrams.as_ref()).await?;
-        let epoch = Epoch(data_dir.next_epoch(wall_us(), known)?);
+        let epoch = Epoch(data_dir.next_epoch(clock.wall_us(), known)?);
         let id = NodeId::new(&config.node.id);
         let registry = Registry::load(store.clone(), config.node.id.clone(), RegistryLimits::from(&config.limits))?;
         let codes = CodeStore::with_limit(data_dir.code_dir(), config.limits.code_max.bytes())?;
@@ -167,10 +172,15 @@ impl Node {
             max_age: config.store.retention_age,
             max_bytes: config.store.retention_bytes.bytes(),
         };
-        let records = RecordWriter::start(store.clone(), WriterOptions::new(retention))?;
-        let (journal, owed) = Journal::start(store, JournalOptions::default())?;
+        let writing = WriterOptions { blocking, ..WriterOptions::new(retention) };
+        let records = RecordWriter::start(store.clone(), writing)?;
+        let (journal, owed) = Journal::start(store, JournalOptions { blocking, ..JournalOptions::default() })?;
         let mut core = embermesh_core::Node::new(id.clone(), epoch, protocol.clone(), epoch.0);
-        let history = config.node.history.as_deref().map(|path| HistoryFile::open(path, &id, &clock)).transpose()?;
+        let history = match (history, &config.node.history) {
+            (Some(told), _) => Some(told),
+            (None, Some(path)) => Some(Arc::new(HistoryFile::open(path, &id, &clock)?) as Arc<dyn HistorySink>),
+            (None, None) => None,
+        };
         if history.is_some() {
             core = core.with_history();
         }
@@ -206,6 +216,7 @@ impl Node {
             tasks: TaskTracker::new(),
             data_dir,
             faults,
+            blocking,
             id,
             config,
         };
@@ -221,7 +232,7 @@ impl Node {
         Ok(node)
     }
 
-    fn serve(&self, mesh: Box<dyn crate::net::Listener>, api: TcpListener) {
+    fn serve(&self, mesh: Box<dyn crate::net::Listener>, api: Option<TcpListener>) {
         let stop = self.0.stop.clone();
         let node = self.clone();
         let ended = stop.clone().cancelled_owned();
@@ -230,13 +241,15 @@ impl Node {
                 tracing::error!(%error, "the mesh port is no longer served");
             }
         });
-        let node = self.clone();
-        let ended = stop.clone().cancelled_owned();
-        self.0.tasks.spawn(async move {
-            if let Err(error) = crate::api::serve(api, node, ended).await {
-                tracing::error!(%error, "the API is no longer served");
-            }
-        });
+        if let Some(api) = api {
+            let node = self.clone();
+            let ended = stop.clone().cancelled_owned();
+            self.0.tasks.spawn(async move {
+                if let Err(error) = crate::api::serve(api, node, ended).await {
+                    tracing::error!(%error, "the API is no longer served");
+                }
+            });
+        }
         let node = self.clone();
         self.until_stopped(async move {
             loop {
@@ -334,12 +347,10 @@ impl Node {
         } else {
             self.0.engine.shutdown().await;
         }
+        let settled = self.0.journal.close(Duration::from_secs(10)).await;
         let node = self.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            let settled = node.0.journal.close(Duration::from_secs(10));
-            node.0.records.close(Duration::from_secs(10)) && settled
-        });
-        if !matches!(written.await, Ok(true)) {
+        let written = self.0.blocking.run(move || node.0.records.close(Duration::from_secs(10)));
+        if !matches!(written.await, Ok(true)) || !settled {
             tracing::warn!("not all activation records could be written");
         }
         match self.0.journal.owed() {
@@ -438,6 +449,17 @@ impl Node {
         self.0.gossip.get()
     }
 
+    /// A look at the core and what its clock shows, for those who judge it; nothing may be decided on it.
+    pub fn look<T>(&self, with: impl FnOnce(&embermesh_core::Node, Time) -> T) -> T {
+        let now = self.0.driver.clock.now();
+        self.0.driver.look(|core| with(core, now))
+    }
+
+    /// What the timer sleeps until is no longer right: whoever bends the node's clock says so.
+    pub fn clock_changed(&self) {
+        self.0.driver.clock_changed();
+    }
+
     pub(crate) fn driver(&self) -> &Driver {
         &self.0.driver
     }
@@ -446,6 +468,15 @@ impl Node {
         if let Some(history) = &self.0.history {
             history.write(record);
         }
+    }
+
+    /// Unix time in milliseconds, by this node's clock.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        self.0.driver.clock.wall_ms()
+    }
+
+    pub(crate) fn blocking_work(&self) -> Blocking {
+        self.0.blocking
     }
 
     /// What happens beside the core's steps.

@@ -272,7 +272,7 @@ impl Node {
         id: &str,
     ) -> Result<Option<std::sync::Arc<ActivationRecord>>, StoreError> {
         let (node, namespace, id) = (self.clone(), namespace.to_owned(), id.to_owned());
-        reading(move || node.records().get(&namespace, &id)).await
+        self.reading(move || node.records().get(&namespace, &id)).await
     }
 
     pub async fn activation_summaries(
@@ -281,7 +281,7 @@ impl Node {
         filter: ActivationFilter,
     ) -> Result<Vec<ActivationSummary>, StoreError> {
         let (node, namespace) = (self.clone(), namespace.to_owned());
-        reading(move || node.records().list_summaries(&namespace, &filter)).await
+        self.reading(move || node.records().list_summaries(&namespace, &filter)).await
     }
 
     pub async fn activation_records(
@@ -290,22 +290,23 @@ impl Node {
         filter: ActivationFilter,
     ) -> Result<Vec<ActivationRecord>, StoreError> {
         let (node, namespace) = (self.clone(), namespace.to_owned());
-        reading(move || node.records().list(&namespace, &filter)).await
+        self.reading(move || node.records().list(&namespace, &filter)).await
     }
 
     pub async fn activation_count(&self, namespace: &str, filter: ActivationFilter) -> Result<u64, StoreError> {
         let (node, namespace) = (self.clone(), namespace.to_owned());
-        reading(move || node.records().count(&namespace, &filter)).await
+        self.reading(move || node.records().count(&namespace, &filter)).await
+    }
+
+    async fn reading<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let failed = |e: tokio::task::JoinError| StoreError::Failed { what: "read", reason: e.to_string() };
+        self.blocking_work().run(read).await.map_err(failed)?
     }
 }
 
 fn parse<T: std::str::FromStr<Err = embermesh_core::ids::BadId>>(text: &str) -> Result<T, OperatorError> {
     text.parse().map_err(|e: embermesh_core::ids::BadId| OperatorError::BadId(e.to_string()))
-}
-
-async fn reading<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    let failed = |e: tokio::task::JoinError| StoreError::Failed { what: "read", reason: e.to_string() };
-    tokio::task::spawn_blocking(read).await.map_err(failed)?
 }

@@ -10,7 +10,6 @@ use embermesh_core::input::{RunEnd, StartFailure};
 use embermesh_core::{ActionId, ActivationId, ContainerId, Input, Revision, RunId};
 use tokio::time::{Instant, timeout};
 
-use crate::clock::wall_ms;
 use crate::containers::{ContainerSpec, EngineError, EngineEvent, Runtime};
 use crate::invoke::merged_params;
 use crate::logbook::ContainerLog;
@@ -205,7 +204,8 @@ impl Node {
         let payload_bytes = self.payload_bytes();
         let hex = activation.to_string();
         owned.log.run_begins(&hex);
-        let body = run_body(entry, params, &hex, transaction_id, limit);
+        let deadline_ms = self.wall_ms() + u64::try_from(limit.as_millis()).unwrap_or(u64::MAX / 2);
+        let body = run_body(entry, params, &hex, transaction_id, deadline_ms);
         let began = Instant::now();
         self.tell_history(What::Entered { container, run });
         let answer = self.engine().run(&owned.id, body, limit).await;
@@ -301,9 +301,8 @@ fn init_body(entry: &ActionEntry, code: Option<Bytes>) -> Bytes {
 }
 
 /// The body of `/run`, written by hand: the parameters go in as the bytes they are.
-fn run_body(entry: &ActionEntry, params: &Bytes, activation: &str, transaction_id: &str, limit: Duration) -> Bytes {
+fn run_body(entry: &ActionEntry, params: &Bytes, activation: &str, transaction_id: &str, deadline_ms: u64) -> Bytes {
     let params = merged_params(&entry.parameters, params).unwrap_or_else(|| params.clone());
-    let deadline = wall_ms() + u64::try_from(limit.as_millis()).unwrap_or(u64::MAX / 2);
     let mut body = Vec::with_capacity(params.len() + 256);
     let mut text = |key: &str, value: &str| {
         body.extend_from_slice(key.as_bytes());
@@ -315,7 +314,7 @@ fn run_body(entry: &ActionEntry, params: &Bytes, activation: &str, transaction_i
     text(",\"action_version\":", &entry.version);
     text(",\"activation_id\":", activation);
     text(",\"transaction_id\":", transaction_id);
-    text(",\"deadline\":", &deadline.to_string());
+    text(",\"deadline\":", &deadline_ms.to_string());
     body.extend_from_slice(b",\"value\":");
     body.extend_from_slice(&params);
     body.push(b'}');

@@ -7,7 +7,6 @@ use embermesh_core::output::Served;
 use embermesh_core::{ActivationId, Input, NodeId};
 use serde_json::json;
 
-use crate::clock::wall_ms;
 use crate::invoke::Activation;
 use crate::node::Node;
 use crate::outcome::Outcome;
@@ -140,7 +139,7 @@ impl Node {
         if indeterminate {
             annotations.push(annotation("indeterminate", json!(true)));
         }
-        let end_ms = wall_ms().max(kept.accepted_ms);
+        let end_ms = self.wall_ms().max(kept.accepted_ms);
         let record = ActivationRecord {
             activation_id: kept.id.to_string(),
             namespace: kept.namespace.clone(),

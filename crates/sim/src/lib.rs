@@ -7,8 +7,10 @@
 //! | [`model`] | a few nodes, and all that can become of them: a checked model |
 //! | [`rules`] | fair shares and keepers, each by itself |
 //! | [`scale`] | hundreds of nodes under load, with a model of their gossip |
+//! | [`simulator`] | whole nodes on simulated hosts, from one seed |
 
 pub mod mesh;
 pub mod model;
 pub mod rules;
 pub mod scale;
+pub mod simulator;

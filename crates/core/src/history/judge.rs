@@ -119,7 +119,8 @@ impl Judge {
 mod tests {
     use super::super::{End, Premises, What};
     use super::*;
-    use crate::ids::{ActivationId, Epoch, NodeId};
+    use crate::ids::{ActivationId, Epoch, NodeId, RequestId};
+    use crate::output::Attempt;
 
     const ONE: ActivationId = ActivationId(1);
 
@@ -149,6 +150,15 @@ mod tests {
     fn an_activation_that_was_promised_is_asked_for_again_after_a_refusal() {
         assert_eq!(violations([invoked(), ended(End::Refused), invoked(), ended(End::Answered)]), [""; 0]);
         assert_eq!(violations([invoked(), ended(End::Withdrawn), invoked(), ended(End::Refused)]), [""; 0]);
+    }
+
+    #[test]
+    fn what_an_earlier_life_sent_and_nobody_took_may_be_asked_for_again_and_refused() {
+        let request = RequestId { holder: NodeId::new("n1"), epoch: Epoch(1), number: 1 };
+        let sent = What::BodySent { attempt: Attempt { activation: ONE, attempt: 0 }, request, lease: None };
+        let refused = violations([invoked(), sent.clone(), ended(End::Refused)]);
+        assert_eq!(refused, ["A2_indeterminate_iff_unknown"], "it may have run");
+        assert_eq!(violations([invoked(), sent, invoked(), ended(End::Refused)]), [""; 0]);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(super) struct Life {
     /// Its last step that told anything, and when that was.
     pub(super) last: Aside<(u64, Time)>,
     pub(super) containers: BTreeMap<u64, Container>,
+    /// It makes place for its next life: what is paused stays so.
+    hands_over: bool,
     pub(super) grants: BTreeMap<RequestId, Fence>,
     /// Which attempt each run is, runs that have ended included.
     pub(super) attempts: BTreeMap<RunId, Attempt>,
@@ -116,6 +118,8 @@ pub(super) struct Activation {
     /// Sends of its body that neither answer nor refusal has settled, by attempt.
     pub(super) unsettled: BTreeMap<u32, i32>,
     pub(super) end: Option<End>,
+    /// The origin's epoch at that end.
+    pub(super) ended_in: Option<Epoch>,
     /// Its origin went down before it had an end.
     pub(super) orphaned: bool,
 }
@@ -171,11 +175,15 @@ impl Ledger {
                 activation.origin = Some(node.clone());
                 activation.idempotent = *idempotent;
                 activation.orphaned = false;
-                // What has not run may be asked for once more: what the journal owes is.
-                activation.end.take_if(|end| matches!(end, End::Refused | End::Withdrawn));
+                // It is asked for again: what has not run, or what an earlier life did not get on disk.
+                let again = activation.ended_in != Some(record.epoch);
+                activation.end.take_if(|end| again || matches!(end, End::Refused | End::Withdrawn));
+                // That attempt of an earlier life is asked for again only if its owner said that it has not taken it.
+                activation.unsettled.remove(attempt);
                 if *attempt > 0 {
-                    // What an earlier life sent, or this one without an answer.
-                    activation.unsettled.entry(attempt - 1).or_insert(1);
+                    // What an earlier life sent or ran, or this one without an answer.
+                    let sends = activation.unsettled.entry(attempt - 1).or_default();
+                    *sends = (*sends).max(1);
                 }
             }
             What::BodySent { attempt, request, .. } => {
@@ -191,11 +199,15 @@ impl Ledger {
                     *sends = if *heard == Heard::Settled { 0 } else { *sends - 1 };
                 }
             }
-            What::Ended { activation, end } => self.activations.entry(*activation).or_default().end = Some(*end),
+            What::Ended { activation, end } => {
+                let activation = self.activations.entry(*activation).or_default();
+                (activation.end, activation.ended_in) = (Some(*end), Some(record.epoch));
+            }
             What::Shown { peer, epoch } => {
                 let known = life.shown.entry(peer.clone()).or_insert(*epoch);
                 *known = (*known).max(*epoch);
             }
+            What::HandsOver => life.hands_over = true,
             What::Granted { request, fence, .. } => {
                 life.grants.insert(request.clone(), *fence);
             }
@@ -227,6 +239,7 @@ impl Ledger {
             premises,
             last: Aside((record.step, record.at)),
             containers: BTreeMap::new(),
+            hands_over: false,
             grants: BTreeMap::new(),
             attempts: BTreeMap::new(),
             bodies: BTreeMap::new(),
@@ -330,7 +343,7 @@ impl Life {
                     *hold = (*hold).max(hold_us);
                 }
             }
-            What::Closed { end, own_waits, .. } => container.closed(end, *own_waits, at),
+            What::Closed { end, own_waits, .. } => container.closed(end, *own_waits, at, self.hands_over),
             _ => {}
         }
     }
@@ -409,12 +422,16 @@ impl Container {
         }
     }
 
-    fn closed(&mut self, end: &IntentEnd, own_waits: bool, at: Time) {
+    fn closed(&mut self, end: &IntentEnd, own_waits: bool, at: Time, hands_over: bool) {
         let round = self.round.take();
         let used = !self.leases.is_empty() || !self.runs.is_empty();
         let explained = match end {
             IntentEnd::Used => used,
-            IntentEnd::Overtaken => !matches!(self.state, Lifecycle::Warm | Lifecycle::Paused),
+            IntentEnd::Overtaken => match self.state {
+                Lifecycle::Warm => false,
+                Lifecycle::Paused => hands_over,
+                _ => true,
+            },
             IntentEnd::Committed => false,
             IntentEnd::Vetoed { .. } | IntentEnd::Late => true,
         };
@@ -432,5 +449,122 @@ impl Container {
             _ => {}
         }
         self.closing = (!explained).then(|| Closing { end: end.clone(), own_waits });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::config::Config;
+    use crate::history::{End, Judge, Record, What};
+    use crate::ids::{ActionId, ActionSpec, ActivationId, Epoch, NodeId, Revision};
+    use crate::input::RunEnd;
+    use crate::output::Output;
+    use crate::{Input, Node, Time};
+
+    const ID: ActivationId = ActivationId(7);
+
+    fn spec() -> Arc<ActionSpec> {
+        Arc::new(ActionSpec {
+            action: ActionId::new("guest", "hello"),
+            revision: Revision { counter: 1, node: NodeId::new("n1") },
+            concurrency: 1,
+            memory_mb: 256,
+            timeout_us: 1_000_000,
+            idempotent: true,
+            image: "image".into(),
+        })
+    }
+
+    fn node(epoch: u64) -> Node {
+        Node::new(NodeId::new("n1"), Epoch(epoch), Arc::new(Config::default()), 1).with_history()
+    }
+
+    /// A step, judged; what it put out.
+    fn step(judge: &mut Judge, node: &mut Node, at: u64, input: Input) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        node.handle(Time(at), input, &mut outputs);
+        for output in &outputs {
+            if let Output::History(record) = output {
+                assert_eq!(judge.observe(record), Ok(()));
+            }
+        }
+        outputs
+    }
+
+    fn invoke(attempt: u32) -> Input {
+        Input::InvokeRequested { activation: ID, spec: spec(), body_bytes: 1, attempt, journaled: true }
+    }
+
+    fn run_of(outputs: &[Output]) -> Option<crate::ids::RunId> {
+        outputs.iter().find_map(|o| if let Output::RunLocal { run, .. } = o { Some(*run) } else { None })
+    }
+
+    fn warm(judge: &mut Judge, node: &mut Node) -> Option<crate::ids::RunId> {
+        step(judge, node, 2_000_000, invoke(0));
+        step(judge, node, 2_000_001, Input::ContainerCreated { container: 1 });
+        run_of(&step(judge, node, 2_000_002, Input::ContainerReady { container: 1 }))
+    }
+
+    #[test]
+    fn an_activation_whose_answer_was_not_on_disk_may_end_again_in_the_next_life() {
+        let mut judge = Judge::default();
+        let mut first = node(1);
+        let run = warm(&mut judge, &mut first);
+        let end = RunEnd::Answered;
+        step(&mut judge, &mut first, 2_000_003, Input::RunFinished { container: 1, run: run.expect("it runs"), end });
+        let mut second = node(2);
+        step(&mut judge, &mut second, 2_000_000, invoke(1));
+        step(&mut judge, &mut second, 2_000_001, Input::ContainerCreated { container: 1 });
+        let run = run_of(&step(&mut judge, &mut second, 2_000_002, Input::ContainerReady { container: 1 }));
+        step(&mut judge, &mut second, 2_000_003, Input::RunFinished { container: 1, run: run.expect("it runs"), end });
+        // Twice without being asked for again is still wrong.
+        let again = What::Ended { activation: ID, end: End::Answered };
+        let record = Record { at: Time(2_000_004), node: NodeId::new("n1"), epoch: Epoch(2), step: 9, what: again };
+        assert!(judge.observe(&record).is_err_and(|v| v.invariant == "A4_every_request_answered"));
+    }
+
+    #[test]
+    fn an_attempt_that_an_earlier_life_ran_itself_may_end_as_indeterminate() {
+        let mut judge = Judge::default();
+        assert!(warm(&mut judge, &mut node(1)).is_some());
+        let mut second = node(2);
+        step(&mut judge, &mut second, 2_000_000, invoke(1));
+        let ended = step(&mut judge, &mut second, 2_000_001, Input::StopRequested { deadline_us: 1 });
+        assert!(ended.iter().any(|o| matches!(o, Output::Indeterminate { .. })), "{ended:?}");
+    }
+
+    #[test]
+    fn a_round_of_a_paused_container_may_be_overtaken_by_a_hand_over_only() {
+        for (input, right) in [(Input::HandOverRequested { deadline_us: 1_000_000 }, true), (Input::Tick, false)] {
+            let mut judge = Judge::default();
+            let mut node = node(1);
+            let run = warm(&mut judge, &mut node);
+            let end = RunEnd::Answered;
+            step(
+                &mut judge,
+                &mut node,
+                2_000_003,
+                Input::RunFinished { container: 1, run: run.expect("it runs"), end },
+            );
+            // Idle, paused, idle: two rounds, of which the second is open.
+            let mut opened = None;
+            for second in 3..2_000 {
+                let outputs = step(&mut judge, &mut node, second * 1_000_000, Input::Tick);
+                if outputs.iter().any(|o| matches!(o, Output::PauseContainer { .. })) {
+                    step(&mut judge, &mut node, second * 1_000_000 + 1, Input::PauseEnded { container: 1, ok: true });
+                }
+                opened = node.intents().first().map(|i| i.notice.round).filter(|_| second > 600);
+                if opened.is_some() {
+                    break;
+                }
+            }
+            assert!(opened.is_some(), "no round is open");
+            let at = node.now().0 + 1;
+            step(&mut judge, &mut node, at, input);
+            let next = step(&mut judge, &mut node, at + 1, Input::Tick);
+            assert_eq!(node.intents().is_empty(), right, "{next:?}");
+        }
     }
 }

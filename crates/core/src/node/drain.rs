@@ -5,6 +5,7 @@
 
 use super::{Node, Timer};
 use crate::container::{Container, Lifecycle};
+use crate::history::What;
 use crate::ids::{ActionId, ActivationId};
 use crate::output::{Denial, DrainEnd, Event, Output, Refusal};
 use crate::time::{Micros, Time};
@@ -59,6 +60,9 @@ impl Node {
         let deadline = self.now + deadline_us;
         if self.drain.is_none() {
             self.note(Event::Draining);
+        }
+        if matches!(way, Way::HandOver) {
+            self.tell(|_| What::HandsOver);
         }
         self.drain = Some(Drain { deadline, way, ended: false });
         self.arm(deadline, Timer::Drain);

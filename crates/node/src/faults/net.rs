@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpListener;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{Faults, LOOK_AGAIN, Way};
@@ -36,6 +37,10 @@ impl fmt::Debug for FaultyNet {
 impl Net for FaultyNet {
     async fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Listener>> {
         self.inner.listen(at).await
+    }
+
+    async fn listen_api(&self, at: SocketAddr) -> io::Result<Option<TcpListener>> {
+        self.inner.listen_api(at).await
     }
 
     /// A handshake takes both directions. The caller bounds the wait.

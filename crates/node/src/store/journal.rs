@@ -8,14 +8,16 @@
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use embermesh_core::ActivationId;
-use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::blocking::Blocking;
 
 use super::{ActivationRecord, Store, StoreError, join};
 
@@ -96,6 +98,7 @@ pub struct JournalOptions {
     /// Pauses between tries after a failure, from the first to the longest.
     pub first_pause: Duration,
     pub longest_pause: Duration,
+    pub blocking: Blocking,
 }
 
 impl Default for JournalOptions {
@@ -107,6 +110,7 @@ impl Default for JournalOptions {
             patience: Duration::from_secs(5),
             first_pause: Duration::from_millis(200),
             longest_pause: Duration::from_secs(5),
+            blocking: Blocking::Threads,
         }
     }
 }
@@ -123,8 +127,9 @@ struct Shared {
     store: Arc<dyn Store>,
     options: JournalOptions,
     state: Mutex<State>,
-    work: Condvar,
-    done: Condvar,
+    /// For the writing loop: there is work, or it is to end.
+    work: Notify,
+    ended: watch::Sender<bool>,
     /// Why nothing can be promised now.
     trouble: watch::Sender<Option<String>>,
     /// How many are owed.
@@ -182,17 +187,17 @@ impl Journal {
             options,
             owed: watch::channel(owed.len()).0,
             state: Mutex::new(State { owed, ..State::default() }),
-            work: Condvar::new(),
-            done: Condvar::new(),
+            work: Notify::new(),
+            ended: watch::channel(false).0,
             trouble: watch::channel(None).0,
         });
-        let mut thread = Thread { shared: Arc::clone(&shared), doubtful: Vec::new() };
-        let started = thread::Builder::new().name("journal".to_owned()).spawn(move || thread.run());
+        let writing = Writing { shared: Arc::clone(&shared), doubtful: Vec::new() };
+        let started = options.blocking.start("journal", writing.run());
         let handle = started.map_err(|error: io::Error| StoreError::Failed {
             what: "start the journal's thread",
             reason: error.to_string(),
         })?;
-        Ok((Self { shared, thread: Mutex::new(Some(handle)) }, entries))
+        Ok((Self { shared, thread: Mutex::new(handle) }, entries))
     }
 
     /// Promises to run it: on disk when this ends well.
@@ -260,18 +265,15 @@ impl Journal {
     }
 
     /// Writes what waits, and ends the thread. False when the deadline came first, or not all could be written.
-    pub fn close(&self, deadline: Duration) -> bool {
-        let mut state = self.shared.lock();
-        state.closing = true;
+    pub async fn close(&self, deadline: Duration) -> bool {
+        self.shared.lock().closing = true;
         self.shared.work.notify_one();
-        let waited = self.shared.done.wait_timeout_while(state, deadline, |state| !state.ended);
-        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        let (ended, lost) = (state.ended, state.lost);
-        drop(state);
-        if ended {
-            join(&self.thread);
+        let mut ended = self.shared.ended.subscribe();
+        if timeout(deadline, ended.wait_for(|ended| *ended)).await.is_err() {
+            return false;
         }
-        ended && !lost
+        join(&self.thread);
+        !self.shared.lock().lost
     }
 
     fn step(&self, step: Step) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {
@@ -357,19 +359,19 @@ impl Shared {
     }
 }
 
-/// The writing thread.
-struct Thread {
+/// The writing loop.
+struct Writing {
     shared: Arc<Shared>,
     /// Promises that were refused since their transaction failed: they may be on disk all the same.
     doubtful: Vec<Step>,
 }
 
-impl Thread {
-    fn run(&mut self) {
+impl Writing {
+    async fn run(mut self) {
         let _ended = Ended(Arc::downgrade(&self.shared));
         let mut pause = self.shared.options.first_pause;
         loop {
-            let (group, closing) = self.next_group();
+            let (group, closing) = self.next_group().await;
             if group.is_empty() && closing {
                 return;
             }
@@ -377,7 +379,7 @@ impl Thread {
                 Ok(()) => self.settle(group),
                 Err(error) => {
                     self.refuse(group, &error);
-                    if !self.try_until_it_works(&mut pause) {
+                    if !self.try_until_it_works(&mut pause).await {
                         return;
                     }
                 }
@@ -386,10 +388,20 @@ impl Thread {
     }
 
     /// Waits for work. What gathered meanwhile goes together.
-    fn next_group(&self) -> (Vec<Ask>, bool) {
+    async fn next_group(&self) -> (Vec<Ask>, bool) {
+        loop {
+            if let Some(group) = self.take_group() {
+                return group;
+            }
+            // A word that came before this is kept.
+            self.shared.work.notified().await;
+        }
+    }
+
+    fn take_group(&self) -> Option<(Vec<Ask>, bool)> {
         let mut state = self.shared.lock();
-        while state.queue.is_empty() && !state.closing {
-            state = self.shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        if state.queue.is_empty() && !state.closing {
+            return None;
         }
         let mut bytes = 0;
         let fits = |ask: &&Ask| {
@@ -400,7 +412,7 @@ impl Thread {
         let count = state.queue.iter().take(most).take_while(fits).count().max(most.min(1));
         let group = state.queue.drain(..count).collect();
         state.committing = true;
-        (group, state.closing)
+        Some((group, state.closing))
     }
 
     fn settle(&self, group: Vec<Ask>) {
@@ -460,9 +472,9 @@ impl Thread {
 
     /// Tries with growing pauses. The first transaction that works takes doubtful promises out and brings the ends
     /// that wait. False when the journal closes before; one last try is made then.
-    fn try_until_it_works(&mut self, pause: &mut Duration) -> bool {
+    async fn try_until_it_works(&mut self, pause: &mut Duration) -> bool {
         loop {
-            let last = !self.sleep(*pause);
+            let last = !self.sleep(*pause).await;
             *pause = (*pause * 2).min(self.shared.options.longest_pause);
             let ends: Vec<Ask> = self.shared.lock().queue.drain(..).collect();
             let mut all = self.doubtful.clone();
@@ -494,15 +506,15 @@ impl Thread {
     }
 
     /// False when the journal closes meanwhile.
-    fn sleep(&self, pause: Duration) -> bool {
+    async fn sleep(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
-        let mut state = self.shared.lock();
         loop {
-            if state.closing {
+            if self.shared.lock().closing {
                 return false;
             }
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return true };
-            state = self.shared.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            if timeout_at(until, self.shared.work.notified()).await.is_err() {
+                return true;
+            }
         }
     }
 }
@@ -511,7 +523,7 @@ fn steps(asks: &[Ask]) -> Vec<Step> {
     asks.iter().map(|ask| ask.step.clone()).collect()
 }
 
-/// Tells those who wait that the thread is gone, even when it panicked.
+/// Tells those who wait that the loop has ended, even when it panicked.
 struct Ended(Weak<Shared>);
 
 impl Ended {
@@ -541,7 +553,7 @@ impl Drop for Ended {
             for ask in left {
                 ask.done.send(Err(JournalError::Closed)).ok();
             }
-            shared.done.notify_all();
+            shared.ended.send_replace(true);
         }
     }
 }

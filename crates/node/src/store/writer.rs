@@ -11,6 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::blocking::Blocking;
+
 use super::{ActivationFilter, ActivationRecord, ActivationSummary, Retention, Store, StoreError, join};
 
 /// Before a group that the store refused is given up.
@@ -40,6 +42,7 @@ pub struct WriterOptions {
     pub sync_interval: Duration,
     pub retention: Retention,
     pub prune_interval: Duration,
+    pub blocking: Blocking,
 }
 
 impl WriterOptions {
@@ -54,6 +57,7 @@ impl WriterOptions {
             sync_interval: Duration::from_secs(1),
             retention,
             prune_interval: Duration::from_secs(60),
+            blocking: Blocking::Threads,
         }
     }
 }
@@ -113,10 +117,14 @@ struct State {
 }
 
 impl RecordWriter {
-    /// Starts the writing thread.
+    /// Starts the writing thread, if records are written by one.
     pub fn start(store: Arc<dyn Store>, options: WriterOptions) -> io::Result<Self> {
         let shared =
             Arc::new(Shared { store, options, state: Mutex::default(), work: Condvar::new(), done: Condvar::new() });
+        if options.blocking == Blocking::Inline {
+            shared.lock().ended = true;
+            return Ok(Self { shared, thread: Mutex::default() });
+        }
         let mut thread = Thread { shared: Arc::clone(&shared), synced_at: Instant::now(), pruned_at: None };
         let handle = thread::Builder::new().name("record-writer".to_owned()).spawn(move || thread.run())?;
         Ok(Self { shared, thread: Mutex::new(Some(handle)) })
@@ -129,6 +137,13 @@ impl RecordWriter {
         let record = Arc::new(record);
         let mut state = self.shared.lock();
         state.by_id.insert(record.activation_id.clone(), Arc::clone(&record));
+        if options.blocking == Blocking::Inline {
+            match self.shared.store.append_activations(std::slice::from_ref(&record)) {
+                Ok(()) => state.written += 1,
+                Err(_) => state.dropped += 1,
+            }
+            return state.remember(record, options);
+        }
         let full = state.queue.len() >= options.queue_records || state.queue_bytes + bytes > options.queue_bytes;
         if full || state.closing {
             state.dropped += 1;

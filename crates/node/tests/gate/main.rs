@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "the simulation uses more of it")]
-#[path = "../simulation/engine.rs"]
+#[path = "../journal/engine.rs"]
 mod engine;
 #[allow(dead_code, reason = "the journal's tests use more of it")]
 #[path = "../journal/node.rs"]

@@ -2,8 +2,6 @@
 //! that somebody waits for go on.
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code, reason = "the simulation uses more of it")]
-#[path = "../simulation/engine.rs"]
 mod engine;
 mod node;
 mod store;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use embermesh_node::blocking::Blocking;
 use embermesh_node::clock::Clock;
 use embermesh_node::config::{ByteSize, EngineSection, ListenSection, NodeConfig, NodeSection, ProtocolSection};
 use embermesh_node::containers::Engine;
@@ -107,6 +108,8 @@ pub(crate) async fn start_as(
             clock: Clock::default(),
             data_dir: data_dir(folder, plan.id, cluster).await,
             faults: None,
+            blocking: Blocking::Threads,
+            history: None,
         };
         match Node::start(config, parts).await {
             Ok(node) => return node,

@@ -310,7 +310,7 @@ async fn closing_writes_what_waits_and_takes_nothing_more() {
     let held = store.hang.lock().unwrap();
     let promises: Vec<_> = (0..50).map(|id| journal.accept(kept(id), None)).collect();
     drop(held);
-    assert!(journal.close(DEADLINE));
+    assert!(journal.close(DEADLINE).await);
     for promise in promises {
         in_time(promise).await.unwrap();
     }
@@ -326,7 +326,7 @@ async fn closing_while_the_disk_fails_says_that_something_is_lost_and_leaves_it_
     store.refuse.store(true, Ordering::SeqCst);
     let ended = tokio::spawn(journal.end(ActivationId(1), record("guest", "hello", 1, 5)));
     eventually(|| journal.trouble().is_some());
-    assert!(!journal.close(DEADLINE));
+    assert!(!journal.close(DEADLINE).await);
     assert!(in_time(ended).await.unwrap().is_err());
     assert_eq!(owed(&store), [1]);
 }

@@ -60,7 +60,6 @@ impl EchoEngine {
     }
 
     /// Runs of all activations.
-    #[allow(dead_code, reason = "for tests of one node")]
     pub(crate) fn runs(&self) -> u32 {
         self.table().runs.values().sum()
     }
