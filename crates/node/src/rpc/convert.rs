@@ -251,7 +251,7 @@ mod tests {
         use Denial as D;
         use RunRefusal as R;
         let denials = [D::WrongEpoch, D::StaleRequest, D::StaleRevision, D::UnknownAction, D::NoCapacity, D::Busy];
-        for reason in denials.into_iter().chain([D::Draining, D::Full]) {
+        for reason in denials.into_iter().chain([D::Draining, D::Full, D::StillComing, D::NotTaken]) {
             assert_eq!(denial(denial_message(reason)), reason);
         }
         let refusals = [R::WrongEpoch, R::StaleRequest, R::StaleRevision, R::UnknownContainer, R::UnknownLease];
