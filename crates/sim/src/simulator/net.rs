@@ -9,10 +9,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use embermesh_node::gossip::{DatagramSocket, Datagrams};
 use embermesh_node::net::{Listener, Net, Stream};
+use tokio::sync::watch;
 use tokio::time::sleep;
 use turmoil::net::{TcpListener, TcpStream, UdpSocket, lookup_host};
 
 use super::random::Random;
+
+/// Between two errors of a socket that is broken: time has to pass for what is done about it.
+const BROKEN_PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub(super) struct SimulatedNet;
@@ -55,7 +59,11 @@ pub struct Weather {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct SimulatedDatagrams(Arc<Mutex<Air>>);
+pub(super) struct SimulatedDatagrams {
+    air: Arc<Mutex<Air>>,
+    /// No socket works, nor can one be opened.
+    broken: watch::Sender<bool>,
+}
 
 #[derive(Debug)]
 struct Air {
@@ -65,16 +73,25 @@ struct Air {
 
 impl SimulatedDatagrams {
     pub(super) fn new(random: Random) -> Self {
-        Self(Arc::new(Mutex::new(Air { weather: Weather::default(), random })))
+        let air = Arc::new(Mutex::new(Air { weather: Weather::default(), random }));
+        Self { air, broken: watch::Sender::new(false) }
     }
 
     pub(super) fn set(&self, weather: Weather) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).weather = weather;
+        self.air.lock().unwrap_or_else(PoisonError::into_inner).weather = weather;
+    }
+
+    pub(super) fn break_down(&self, broken: bool) {
+        self.broken.send_replace(broken);
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if *self.broken.borrow() { Err(io::Error::other("the simulated socket is broken")) } else { Ok(()) }
     }
 
     /// How late each copy of the next datagram is.
     fn copies(&self) -> Vec<Duration> {
-        let mut air = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut air = self.air.lock().unwrap_or_else(PoisonError::into_inner);
         let Air { weather, random } = &mut *air;
         if *weather == Weather::default() {
             return vec![Duration::ZERO];
@@ -87,6 +104,7 @@ impl SimulatedDatagrams {
 #[async_trait]
 impl Datagrams for SimulatedDatagrams {
     async fn open(&self, listen: SocketAddr) -> io::Result<Box<dyn DatagramSocket>> {
+        self.check()?;
         let socket = Arc::new(UdpSocket::bind(listen).await?);
         Ok(Box::new(SimulatedSocket { socket, air: self.clone() }))
     }
@@ -105,6 +123,7 @@ struct SimulatedSocket {
 #[async_trait]
 impl DatagramSocket for SimulatedSocket {
     async fn send_to(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        self.air.check()?;
         for late in self.air.copies() {
             if late.is_zero() {
                 self.socket.send_to(datagram, to).await?;
@@ -123,6 +142,14 @@ impl DatagramSocket for SimulatedSocket {
     }
 
     async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.socket.recv_from(buffer).await
+        let mut broken = self.air.broken.subscribe();
+        tokio::select! {
+            biased;
+            () = async { drop(broken.wait_for(|broken| *broken).await) } => {
+                sleep(BROKEN_PAUSE).await;
+                Err(io::Error::other("the simulated socket is broken"))
+            }
+            received = self.socket.recv_from(buffer) => received,
+        }
     }
 }

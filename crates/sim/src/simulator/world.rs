@@ -235,6 +235,11 @@ impl World {
         }
     }
 
+    /// Whether the node's gossip has no socket that works.
+    pub fn break_gossip(&self, node: usize, broken: bool) {
+        self.hosts[node].air.break_down(broken);
+    }
+
     /// The process is stopped, as by SIGSTOP, as far as this can be played: nothing it says arrives, it hears nothing,
     /// and its clock stands still and then jumps.
     pub(super) fn pause(&mut self, node: usize, paused: bool) {

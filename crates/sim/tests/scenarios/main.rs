@@ -127,6 +127,19 @@ fn an_activation_cut_off_on_its_way_is_indeterminate_and_run_again_only_if_its_u
 }
 
 /// Plays it in the seed's time, on nodes whose clocks differ within the promised bound.
+#[test]
+fn a_node_without_gossip_is_not_ready_until_it_gossips_again() {
+    with_mesh(4, |mut mesh| {
+        let reasons = |mesh: &World| mesh.node(N1).unwrap().not_ready();
+        assert_eq!(reasons(&mesh), Vec::<String>::new());
+        mesh.break_gossip(N1, true);
+        mesh.until("it says so", GOSSIP, |mesh| reasons(mesh) == ["gossip is not running"]).unwrap();
+        mesh.break_gossip(N1, false);
+        mesh.until("it gossips again", GOSSIP, |mesh| reasons(mesh).is_empty()).unwrap();
+        mesh.until("all see all again", GOSSIP, |mesh| mesh.agree_on_live(&NODES)).unwrap();
+    });
+}
+
 fn with_mesh(seed: u64, scenario: impl FnOnce(World) + Send + 'static) {
     on_a_thread_of_the_seed(seed, move || {
         let node = |drift_ppm| NodeSetting { drift_ppm, wall_off_s: 0, memory_mb: 2048 };
