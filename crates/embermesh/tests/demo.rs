@@ -34,6 +34,21 @@ fn the_demo_shows_every_step_on_docker_and_leaves_nothing_running() {
 }
 
 #[test]
+fn a_demo_of_which_a_step_can_not_happen_fails_and_says_which() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // Its agents allow one activation at a time in a container: no container can be shared by 16.
+    let mut demo = command(&["demo", "--json"]);
+    let demo = demo.env("EMBERMESH_LIMITS_CONCURRENCY_MAX", "1").spawn().unwrap();
+    let cluster = format!("demo-{}", demo.id());
+    let output = demo.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("step `reuse`") && said.contains("concurrency"), "{said}");
+    assert!(output.stdout.is_empty(), "no figures of what did not happen");
+    assert!(!running(&cluster), "something of {cluster} is left");
+}
+
+#[test]
 fn an_interrupted_demo_fails_and_leaves_nothing_running() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for step in ["start", "reuse"] {
@@ -82,10 +97,15 @@ fn a_demo_that_is_kept_can_be_talked_to_and_ended_as_it_says() {
 }
 
 fn started(args: &[&str]) -> Child {
+    command(args).spawn().unwrap()
+}
+
+fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_embermesh"));
     // Agents take it for a mistyped key.
     command.env_remove("EMBERMESH_REQUIRE_DOCKER");
-    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
 }
 
 /// Its figures, and the name of its mesh.
