@@ -193,7 +193,16 @@ impl Node {
             let handed = activation.keeping.handed();
             let started = handed.as_ref().map(|handed| handed.started(&node));
             let promised = match node.may_promise() {
-                Ok(()) => node.journal().accept(activation.kept(), started).await.map_err(not_kept),
+                Ok(()) => {
+                    // Before it is on disk: a drain that begins meanwhile finishes it.
+                    let bytes = activation.call.params.len() as u64;
+                    node.tell(Input::BodyKept { activation: activation.id, bytes });
+                    let on_disk = node.journal().accept(activation.kept(), started).await;
+                    if on_disk.is_err() {
+                        node.tell(Input::BodyDropped { activation: activation.id });
+                    }
+                    on_disk.map_err(not_kept)
+                }
                 Err(error) => Err(error),
             };
             let activation_id = activation.hex.clone();
@@ -201,8 +210,6 @@ impl Node {
                 promised.map_err(|error| InvokeError::NotPromised { activation_id, reason: error.to_string() });
             if promised.is_ok() {
                 activation.keeping.promise();
-                let bytes = activation.call.params.len() as u64;
-                node.tell(Input::BodyKept { activation: activation.id, bytes });
                 tell.send(promised).ok();
                 rest.await.ok();
             } else {

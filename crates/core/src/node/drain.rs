@@ -45,7 +45,11 @@ impl Drain {
 
 impl Node {
     pub(super) fn handle_drain(&mut self, deadline_us: Micros, force: bool) {
-        self.drain_to(deadline_us, Way::Drain { force });
+        // The end of the process has been decided on.
+        let ends = |drain: &Drain| matches!(drain.way, Way::Stop | Way::HandOver);
+        if !self.drain.as_ref().is_some_and(ends) {
+            self.drain_to(deadline_us, Way::Drain { force });
+        }
     }
 
     pub(super) fn handle_stop(&mut self, deadline_us: Micros) {

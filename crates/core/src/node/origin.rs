@@ -228,10 +228,14 @@ impl Node {
     /// Its container was dead or gone before: only what the run tells of its activation counts.
     fn voided_run_finished(&mut self, run: RunId, end: RunEnd) {
         let Some(id) = self.voided.remove(&run) else { return };
-        if end == RunEnd::NeverStarted {
-            self.requeue_never_started(id);
-        } else if let Some(action) = self.answered(id) {
-            self.touch(&action);
+        match end {
+            RunEnd::NeverStarted => self.requeue_never_started(id),
+            RunEnd::Withdrawn => self.withdrawn(id),
+            RunEnd::Answered | RunEnd::TimedOut | RunEnd::Lost => {
+                if let Some(action) = self.answered(id) {
+                    self.touch(&action);
+                }
+            }
         }
     }
 

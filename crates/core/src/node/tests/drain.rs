@@ -184,6 +184,18 @@ fn with_force_a_drain_gives_up_what_was_promised_at_its_deadline() {
 }
 
 #[test]
+fn an_operators_drain_changes_nothing_for_a_node_that_hands_over() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.warm(&spec);
+    rig.tell(Input::HandOverRequested { deadline_us: SECOND });
+    let handed_over = rig.node.handed_over();
+    assert_eq!(handed_over.len(), 1);
+    rig.tell(drain(SECOND, true));
+    assert_eq!(rig.node.handed_over(), handed_over);
+}
+
+#[test]
 fn a_node_that_stops_leaves_what_was_promised_to_its_next_life() {
     for stop in [Input::StopRequested { deadline_us: SECOND }, Input::HandOverRequested { deadline_us: SECOND }] {
         let mut rig = Rig::new();

@@ -1,6 +1,7 @@
 //! Own activations: queue, cancellation, return to the old place, refusal.
 
 use super::*;
+use crate::history::{End, What};
 use crate::input::StartFailure;
 use crate::output::{Refusal, Served};
 
@@ -231,6 +232,26 @@ fn one_that_is_taken_back_frees_its_slot_and_leaves_its_container_warm() {
     assert_eq!(ran(&out).map(|(id, _)| id), Some(ActivationId(2)), "the slot serves the next");
     assert!(!rig.node.knows_activation(ActivationId(1)));
     assert!(ran(&rig.invoke(1, &spec)).is_none(), "it may be asked for again, and waits like any other");
+}
+
+#[test]
+fn one_that_is_taken_back_from_a_container_that_died_has_no_answer_in_its_history() {
+    let mut rig = Rig::new();
+    rig.node = rig.node.with_history();
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    let (_, run) = ran(&rig.invoke(1, &spec)).unwrap();
+    rig.tell(Input::ContainerDied { container });
+    let out = rig.finish(container, run, RunEnd::Withdrawn);
+    let ends = out.iter().filter_map(|output| match output {
+        Output::History(record) => Some(&record.what),
+        _ => None,
+    });
+    let ends = ends.filter_map(|what| match what {
+        What::Ended { end, .. } => Some(*end),
+        _ => None,
+    });
+    assert_eq!(ends.collect::<Vec<_>>(), [End::Withdrawn]);
 }
 
 #[test]
