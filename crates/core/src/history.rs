@@ -229,6 +229,8 @@ pub enum End {
     Answered,
     /// It has not run and will not.
     Refused,
+    /// Asked for again by whoever keeps it, and not taken now: an earlier attempt may have run.
+    PutOff,
     Indeterminate,
     /// Its caller left while it waited.
     Dropped,
@@ -277,7 +279,10 @@ impl What {
                 let attempt = send.run?;
                 Some(What::BodySent { attempt, request: send.request.clone(), lease: None })
             }
-            Output::Refuse { activation, .. } => Some(What::Ended { activation: *activation, end: End::Refused }),
+            Output::Refuse { activation, maybe_ran, .. } => {
+                let end = if *maybe_ran { End::PutOff } else { End::Refused };
+                Some(What::Ended { activation: *activation, end })
+            }
             Output::Indeterminate { activation } => {
                 Some(What::Ended { activation: *activation, end: End::Indeterminate })
             }

@@ -19,10 +19,12 @@ pub enum Output {
     },
     /// Run it on a held lease; ends with `RunAnswered`.
     SendRun(SendRun),
-    /// The activation ends without having run.
+    /// The activation ends without having run; or, if an earlier attempt of it may have run, this one is put off: whoever
+    /// keeps it asks again.
     Refuse {
         activation: ActivationId,
         refusal: Refusal,
+        maybe_ran: bool,
     },
     /// It may or may not have run; nobody will know.
     Indeterminate {

@@ -1,5 +1,5 @@
-//! Actions across the mesh: whoever changes one tells all live peers at once, and digests in gossip find what
-//! that missed. Code travels by its hash, from any peer that has it.
+//! Actions across the mesh: whoever changes one tells all live peers at once, and an `exchange` brings what that missed.
+//! Code travels by its hash, from any peer that has it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +13,17 @@ use tokio::time::timeout;
 use crate::containers::EngineError;
 use crate::node::Node;
 use crate::owned::runtime_for;
-use crate::peers::MAX_MESSAGE_BYTES;
 use crate::registry::action::{self, ActionEntry, Kind};
 use crate::registry::{ActionChange, CodeRef, Merge, RegistryError};
 use crate::rpc::server::entry_json;
 use crate::store::{CodeError, code};
 
+pub(crate) mod exchange;
+
 /// How long a change waits for peers to take it: gossip brings it to the others.
 const TELL_PEERS: Duration = Duration::from_secs(1);
 const LOOK_UP: Duration = Duration::from_secs(1);
 const FETCH_CODE: Duration = Duration::from_secs(30);
-/// Entries in one message of an exchange, in number and in bytes; what is left follows in the next.
-const ENTRIES_PER_MESSAGE: usize = 500;
-const ENTRY_BYTES_PER_MESSAGE: usize = MAX_MESSAGE_BYTES / 2;
-const MOST_EXCHANGES: usize = 300;
 
 /// Why an action can't be changed.
 #[derive(Debug, thiserror::Error)]
@@ -181,60 +178,6 @@ impl Node {
         self.specs().get(entry)
     }
 
-    /// Exchanges what is newer with a peer whose digest differs; one exchange with each at a time.
-    pub(crate) fn spawn_sync(&self, peer: NodeId) {
-        if !self.syncing().begin(&peer) {
-            return;
-        }
-        let node = self.clone();
-        tokio::spawn(async move {
-            if node.sync(&peer).await.is_none() {
-                tracing::debug!(peer = %peer, "the action registries were not brought together");
-            }
-            node.syncing().end(&peer);
-        });
-    }
-
-    async fn sync(&self, peer: &NodeId) -> Option<()> {
-        let mut client = self.peers().client(peer)?;
-        let mut entries = Vec::new();
-        let mut sent: Vec<v1::Known> = Vec::new();
-        for _ in 0..MOST_EXCHANGES {
-            let known = known_messages(&self.registry().summary());
-            let message = v1::SyncActionsRequest { known, entries: std::mem::take(&mut entries) };
-            let reply = timeout(LOOK_UP * 5, client.sync_actions(message)).await.ok()?.ok()?.into_inner();
-            // What it wants again it can't take: an older version, a full disk.
-            let wanted: Vec<_> = reply.wanted.into_iter().filter(|known| !sent.contains(known)).collect();
-            if reply.entries.is_empty() && wanted.is_empty() {
-                break;
-            }
-            let learned = self.take_entries(reply.entries).await;
-            let found = wanted.iter().filter_map(|k| self.registry().get_any(&k.namespace, &k.name));
-            entries = fill_message(found);
-            if learned == 0 && entries.is_empty() {
-                break;
-            }
-            sent.extend(wanted.into_iter().take(entries.len()));
-        }
-        Some(())
-    }
-
-    /// The other side of an exchange.
-    pub(crate) async fn sync_with(&self, request: v1::SyncActionsRequest) -> (Vec<Vec<u8>>, Vec<v1::Known>) {
-        self.take_entries(request.entries).await;
-        let theirs: Vec<_> = request.known.into_iter().map(summary_item).collect();
-        let newer = self.registry().newer_than(&theirs);
-        let entries = fill_message(newer.into_iter());
-        let wanted = theirs
-            .into_iter()
-            .filter(|(namespace, name, revision)| {
-                self.registry().get_any(namespace, name).is_none_or(|known| known.revision < *revision)
-            })
-            .take(ENTRIES_PER_MESSAGE)
-            .collect::<Vec<_>>();
-        (entries, known_messages(&wanted))
-    }
-
     async fn tell_peers(&self, entry: &Arc<ActionEntry>) {
         self.publish_facts();
         let json = entry_json(entry);
@@ -313,34 +256,4 @@ fn readable(json: &[u8]) -> Option<ActionEntry> {
             None
         }
     }
-}
-
-/// As many entries as one message takes, from the first on; always one, if there is one.
-fn fill_message(entries: impl Iterator<Item = Arc<ActionEntry>>) -> Vec<Vec<u8>> {
-    let mut filled: Vec<Vec<u8>> = Vec::new();
-    let mut bytes = 0;
-    for entry in entries.take(ENTRIES_PER_MESSAGE) {
-        let json = entry_json(&entry);
-        bytes += json.len();
-        if bytes > ENTRY_BYTES_PER_MESSAGE && !filled.is_empty() {
-            break;
-        }
-        filled.push(json);
-    }
-    filled
-}
-
-fn summary_item(known: v1::Known) -> (String, String, action::Revision) {
-    let revision = action::Revision { counter: known.revision_counter, node_id: known.revision_node };
-    (known.namespace, known.name, revision)
-}
-
-fn known_messages(items: &[(String, String, action::Revision)]) -> Vec<v1::Known> {
-    let message = |(namespace, name, revision): &(String, String, action::Revision)| v1::Known {
-        namespace: namespace.clone(),
-        name: name.clone(),
-        revision_counter: revision.counter,
-        revision_node: revision.node_id.clone(),
-    };
-    items.iter().map(message).collect()
 }

@@ -7,7 +7,7 @@
 //! | `invoke` | the way of one activation at its origin |
 //! | `owned`, `adoption`, [`containers`] | own containers; those of earlier lives; the engines that run them |
 //! | `rpc`, `peers`, [`net`] | gRPC between peers, over a TCP seam |
-//! | [`gossip`], `facts` | membership and slowly changing facts, over a datagram seam |
+//! | [`gossip`], `facts`, `rejoin` | membership and slowly changing facts, over a datagram seam; finding the mesh again |
 //! | [`registry`], `actions` | actions known to every node |
 //! | [`store`], [`data_dir`], `logbook` | what survives a restart; log lines on their way there |
 //! | [`history`] | what the core tells of itself, in a file |
@@ -47,6 +47,7 @@ mod peers;
 mod record;
 mod recovery;
 pub mod registry;
+mod rejoin;
 mod rpc;
 mod shown;
 pub mod store;

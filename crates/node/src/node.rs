@@ -1,11 +1,11 @@
 //! A running node: what it is made of, how it starts and how it ends. What it does is in the files beside this
 //! one, each an `impl Node` of its own subject.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use embermesh_core::history::{Record, What};
@@ -35,6 +35,7 @@ use crate::owned::OwnedTable;
 use crate::peers::{About, Peers};
 use crate::registry::action::ActionEntry;
 use crate::registry::{Registry, RegistryLimits};
+use crate::rejoin::kept_peers;
 use crate::rpc::server::RunsForPeers;
 use crate::store::journal::JournalOptions;
 use crate::store::{CodeError, CodeStore, Journal, RecordWriter, Store, StoreError, WriterOptions};
@@ -73,7 +74,6 @@ struct Inner {
     owned: OwnedTable,
     runs_for_peers: RunsForPeers,
     specs: Specs,
-    syncing: Syncing,
     slots: Slots,
     metrics: Metrics,
     events: broadcast::Sender<Arc<views::Event>>,
@@ -204,7 +204,6 @@ impl Node {
             owned: OwnedTable::default(),
             runs_for_peers: RunsForPeers::default(),
             specs: Specs::default(),
-            syncing: Syncing::default(),
             slots: Slots::default(),
             metrics: Metrics::new(),
             events: broadcast::channel(EVENT_BACKLOG).0,
@@ -255,8 +254,10 @@ impl Node {
             loop {
                 tokio::time::sleep(FACTS_EVERY).await;
                 node.publish_facts();
+                node.exchange_where_needed();
             }
         });
+        self.until_stopped(self.clone().keep_peers());
     }
 
     async fn join_mesh(&self, datagrams: Arc<dyn Datagrams>) -> Result<(), StartError> {
@@ -264,6 +265,7 @@ impl Node {
         let gossip = GossipConfig {
             advertise: self.0.mesh,
             seeds: config.join.clone(),
+            earlier_peers: kept_peers(&self.data_dir()),
             interval: config.gossip.interval,
             ..GossipConfig::new(config.node.cluster.clone(), config.node.id.clone(), self.0.epoch.0, config.listen.mesh)
         };
@@ -341,6 +343,9 @@ impl Node {
         self.0.tasks.close();
         if tokio::time::timeout(Duration::from_secs(5), self.0.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not end in time");
+        }
+        if self.0.leaving.borrow().is_some() {
+            self.forget_kept_peers();
         }
         if hands_over {
             self.0.engine.hand_over(&self.idle_for_next_life()).await;
@@ -531,10 +536,6 @@ impl Node {
         &self.0.specs
     }
 
-    pub(crate) fn syncing(&self) -> &Syncing {
-        &self.0.syncing
-    }
-
     pub(crate) fn slots(&self) -> &Slots {
         &self.0.slots
     }
@@ -593,24 +594,6 @@ impl Specs {
             specs.insert(key, (entry.clone(), spec.clone()));
             spec
         })
-    }
-}
-
-/// Peers with which registries are being brought together.
-#[derive(Debug, Default)]
-pub(crate) struct Syncing(Mutex<BTreeSet<NodeId>>);
-
-impl Syncing {
-    pub(crate) fn begin(&self, peer: &NodeId) -> bool {
-        self.lock().insert(peer.clone())
-    }
-
-    pub(crate) fn end(&self, peer: &NodeId) {
-        self.lock().remove(peer);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

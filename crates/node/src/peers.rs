@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use embermesh_core::{Epoch, NodeId};
 use embermesh_proto::v1::mesh_client::MeshClient;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tonic::codegen::http::Uri;
 
+use crate::actions::exchange::Exchange;
 use crate::net::Net;
 use crate::rpc::channel::{CallError, Channel};
 
@@ -41,6 +43,7 @@ pub(crate) struct Peer {
     pub(crate) left: bool,
     pub(crate) draining: bool,
     pub(crate) about: About,
+    pub(crate) exchange: Exchange,
     client: Client,
 }
 
@@ -74,6 +77,7 @@ impl Peers {
             left: false,
             draining: false,
             about: About::default(),
+            exchange: Exchange::default(),
             client: connect(self.net.clone(), mesh),
         };
         table.insert(id.clone(), peer);
@@ -113,6 +117,20 @@ impl Peers {
 
     pub(crate) fn live(&self) -> Vec<(NodeId, Client)> {
         self.lock().iter().filter(|(_, p)| p.live).map(|(id, p)| (id.clone(), p.client.clone())).collect()
+    }
+
+    pub(crate) fn live_addresses(&self) -> Vec<SocketAddr> {
+        self.lock().values().filter(|p| p.live).map(|p| p.mesh).collect()
+    }
+
+    /// Live peers that tell of other actions than those of this digest.
+    pub(crate) fn with_other_actions(&self, own: u64) -> Vec<NodeId> {
+        self.lock().iter().filter(|(_, p)| p.live && p.exchange.differs(own)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Whether an exchange of actions with it begins now, and the epoch for which.
+    pub(crate) fn begin_exchange(&self, id: &NodeId, now: Instant) -> Option<Epoch> {
+        self.lock().get_mut(id).and_then(|p| p.exchange.begin(now).then_some(p.epoch))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Peer>> {

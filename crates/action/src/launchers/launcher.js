@@ -50,12 +50,14 @@ class Call {
     this.parts = { 1: null, 2: null };
   }
 
-  // Writes unfinished lines and the end marks; returns the number of lines.
+  // Writes unfinished lines and, unless an agent is told of none, the end marks; returns the number of lines.
   close() {
     for (const fd of [1, 2]) {
       if (this.parts[fd]) this.line(fd, this.parts[fd]);
       this.parts[fd] = null;
-      emit(fd, this.prefix, END_MARK);
+    }
+    if (this.lines > 0 || this.prefix === NOBODY.prefix) {
+      for (const fd of [1, 2]) emit(fd, this.prefix, END_MARK);
     }
     this.closed = true;
     return this.lines;

@@ -53,15 +53,16 @@ class Call:
         self.parts = {}
 
     def close(self):
-        """Writes unfinished lines and the end marks; returns the number of lines."""
+        """Writes unfinished lines and, unless an agent is told of none, the end marks; returns the number of lines."""
         with writing:
             for (fd, _), part in self.parts.items():
                 self.lines += 1
                 emit(fd, self.prefix, part)
             self.parts.clear()
             self.closed = True
-            for fd in (1, 2):
-                emit(fd, self.prefix, END_MARK)
+            if self.lines or not self.prefix:
+                for fd in (1, 2):
+                    emit(fd, self.prefix, END_MARK)
             return self.lines
 
 

@@ -146,7 +146,7 @@ impl Launched {
             // Not even the activation's id could be read: the log is ended here.
             Some(reply) if reply.status == 400 => Answer::new(400, reply.body).with_lines(call.log.close()),
             Some(reply) => {
-                // The end mark is in the pipe already; it goes out before the answer.
+                // Its lines are in the pipe already; they go out before the answer.
                 process.stderr.drain();
                 Answer::new(reply.status, reply.body).with_lines(reply.lines)
             }

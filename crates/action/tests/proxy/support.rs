@@ -75,6 +75,12 @@ impl Lines {
         find().unwrap()
     }
 
+    /// Whether nothing was written in the name of `activation`, not even an end mark.
+    pub(crate) fn has_none_of(&self, activation: &str) -> bool {
+        let prefix = format!("\x1e{activation}\x1f");
+        !self.0.lock().unwrap().iter().any(|line| line.starts_with(&prefix))
+    }
+
     /// Waits for the first line of `activation`.
     pub(crate) fn await_started(&self, activation: &str) {
         let prefix = format!("\x1e{activation}\x1f");

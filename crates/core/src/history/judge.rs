@@ -162,6 +162,14 @@ mod tests {
     }
 
     #[test]
+    fn one_whose_earlier_attempt_may_have_run_is_put_off_as_often_as_need_be() {
+        let again = What::Invoked { activation: ONE, idempotent: true, attempt: 1 };
+        let kept = [again.clone(), ended(End::PutOff), again.clone(), ended(End::PutOff), again.clone()];
+        assert_eq!(violations(kept.into_iter().chain([ended(End::Indeterminate)])), [""; 0]);
+        assert_eq!(violations([again, ended(End::Refused)]), ["A2_indeterminate_iff_unknown"]);
+    }
+
+    #[test]
     fn an_activation_that_ends_twice_is_flagged_each_time_and_judging_goes_on() {
         let twice = violations([invoked(), ended(End::Answered), ended(End::Answered), ended(End::Refused)]);
         assert_eq!(twice, ["A4_every_request_answered"; 2]);

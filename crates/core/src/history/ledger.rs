@@ -177,7 +177,7 @@ impl Ledger {
                 activation.orphaned = false;
                 // It is asked for again: what has not run, or what an earlier life did not get on disk.
                 let again = activation.ended_in != Some(record.epoch);
-                activation.end.take_if(|end| again || matches!(end, End::Refused | End::Withdrawn));
+                activation.end.take_if(|end| again || matches!(end, End::Refused | End::PutOff | End::Withdrawn));
                 // That attempt of an earlier life is asked for again only if its owner said that it has not taken it.
                 activation.unsettled.remove(attempt);
                 if *attempt > 0 {

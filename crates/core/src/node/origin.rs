@@ -58,7 +58,7 @@ impl Node {
         journaled: bool,
     ) {
         if self.drain.is_some() && !self.finishes(id) {
-            return self.emit(Output::Refuse { activation: id, refusal: Refusal::Draining });
+            return self.turn_away(id, Refusal::Draining, attempt);
         }
         let name = spec.action.clone();
         self.learn_spec(spec);
@@ -66,14 +66,14 @@ impl Node {
         let Some(action) = self.actions.get(&name) else { return };
         if action.deleted {
             // Asked for before it was deleted, and once more now.
-            return self.emit(Output::Refuse { activation: id, refusal: Refusal::Deleted });
+            return self.turn_away(id, Refusal::Deleted, attempt);
         }
         let queued = action.queue.len();
         let more_bytes = if self.kept.contains_key(&id) { 0 } else { body_bytes };
         let bytes = self.queued_bytes.saturating_add(self.kept_bytes).saturating_add(more_bytes);
         if queued >= self.cfg().queue_per_action || (more_bytes > 0 && bytes > self.cfg().queue_bytes) {
             let retry_after_us = self.env.estimates.service(&name).unwrap_or(SECOND).max(100 * MS);
-            return self.emit(Output::Refuse { activation: id, refusal: Refusal::QueueFull { retry_after_us } });
+            return self.turn_away(id, Refusal::QueueFull { retry_after_us }, attempt);
         }
         if journaled {
             self.keep_body(id, body_bytes);
@@ -100,6 +100,16 @@ impl Node {
             self.arm(self.now + self.cfg().max_queue_wait_us, Timer::GiveUp(id));
         }
         self.touch(&name);
+    }
+
+    /// It is not even queued.
+    fn turn_away(&mut self, id: ActivationId, refusal: Refusal, attempt: u32) {
+        let maybe_ran = attempt > 0;
+        self.emit(match refusal {
+            // Nothing will change that.
+            Refusal::Deleted if maybe_ran => Output::Indeterminate { activation: id },
+            refusal => Output::Refuse { activation: id, refusal, maybe_ran },
+        });
     }
 
     pub(super) fn keep_body(&mut self, id: ActivationId, bytes: u64) {
@@ -274,7 +284,7 @@ impl Node {
         self.dequeue(id);
         match self.activations.remove(&id) {
             Some(activation) if activation.maybe_ran => self.emit(Output::Indeterminate { activation: id }),
-            Some(_) => self.emit(Output::Refuse { activation: id, refusal }),
+            Some(_) => self.emit(Output::Refuse { activation: id, refusal, maybe_ran: false }),
             None => {}
         }
     }

@@ -308,7 +308,7 @@ fn run_answered(out: &[Output]) -> Option<RunAnswer> {
 
 fn refused(out: &[Output]) -> Vec<(u128, crate::output::Refusal)> {
     let refusals = out.iter().filter_map(|o| match o {
-        Output::Refuse { activation, refusal } => Some((activation.0, *refusal)),
+        Output::Refuse { activation, refusal, .. } => Some((activation.0, *refusal)),
         _ => None,
     });
     refusals.collect()

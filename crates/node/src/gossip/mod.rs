@@ -87,6 +87,8 @@ pub struct GossipConfig {
     pub advertise: SocketAddr,
     /// `host:port` of nodes to join by; names are resolved again and again.
     pub seeds: Vec<String>,
+    /// Where peers were in an earlier life of this node.
+    pub earlier_peers: Vec<SocketAddr>,
     /// Between two rounds. A death is seen after about twelve of them.
     pub interval: Duration,
     /// After this long a dead node is forgotten.
@@ -103,6 +105,7 @@ impl GossipConfig {
             listen,
             advertise: listen,
             seeds: Vec::new(),
+            earlier_peers: Vec::new(),
             interval: Duration::from_millis(250),
             dead_node_grace: Duration::from_secs(600),
         }
@@ -250,7 +253,7 @@ impl Shared {
                 cluster: config.cluster.clone(),
                 counters: GossipCounters::default(),
                 roster: Mutex::new(Roster::default()),
-                seeds: Mutex::new(SeedTable::new(&config.seeds, config.advertise, config.listen)),
+                seeds: Mutex::new(SeedTable::new(config)),
                 ack_sent: Notify::new(),
             }),
             own: OwnKeys::default(),

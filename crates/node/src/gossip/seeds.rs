@@ -1,4 +1,5 @@
-//! Seeds: the addresses a node was told to join by, tried for as long as it runs.
+//! Seeds: the addresses a node was told to join by, tried for as long as it runs; and for a while, the peers of its
+//! earlier life.
 //!
 //! chitchat gets none of them: its own resolution is part of starting, only once a minute after that, and
 //! tells nobody which seed never answered. The gossip task asks here each round whom to greet.
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
+use super::GossipConfig;
 use super::transport::{Datagrams, Wiring};
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,6 +22,8 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 const MAX_ADDRESSES: usize = 16;
 /// Greetings sent in one round.
 const MAX_GREETINGS: usize = 16;
+/// How many rounds peers of an earlier life are greeted for: ten minutes at the usual interval.
+const EARLIER_ROUNDS: u64 = 2400;
 /// Seeds that answered once but are not among the live nodes are greeted every so many rounds, so that two
 /// halves of a mesh that forgot each other meet again.
 const REMEMBERED_EVERY: u64 = 8;
@@ -27,6 +31,8 @@ const REMEMBERED_EVERY: u64 = 8;
 #[derive(Debug)]
 pub(super) struct SeedTable {
     seeds: Vec<Seed>,
+    /// Peers of an earlier life that were not heard since.
+    earlier: Vec<SocketAddr>,
     advertise: SocketAddr,
     listen: SocketAddr,
     round: u64,
@@ -43,9 +49,17 @@ struct Seed {
 }
 
 impl SeedTable {
-    pub(super) fn new(names: &[String], advertise: SocketAddr, listen: SocketAddr) -> Self {
-        let mut table = Self { seeds: Vec::new(), advertise, listen, round: 0, next_warning: None };
-        for name in names {
+    pub(super) fn new(config: &GossipConfig) -> Self {
+        let GossipConfig { advertise, listen, .. } = *config;
+        let mut table = Self {
+            seeds: Vec::new(),
+            earlier: config.earlier_peers.iter().copied().filter(|peer| *peer != advertise).collect(),
+            advertise,
+            listen,
+            round: 0,
+            next_warning: None,
+        };
+        for name in &config.seeds {
             table.seeds.push(Seed { name: name.clone(), addresses: Vec::new(), answered: false, error: None });
             if let Ok(address) = name.parse() {
                 table.resolved(name, Ok(vec![address]));
@@ -61,6 +75,7 @@ impl SeedTable {
 
     /// A valid datagram came from there, or a live node advertises it.
     pub(super) fn heard(&mut self, from: SocketAddr) {
+        self.earlier.retain(|address| *address != from);
         for seed in &mut self.seeds {
             if !seed.answered && seed.addresses.contains(&from) {
                 seed.answered = true;
@@ -72,11 +87,14 @@ impl SeedTable {
     pub(super) fn greetings(&mut self, live: &HashSet<SocketAddr>) -> Vec<SocketAddr> {
         self.round += 1;
         let remembered = self.round.is_multiple_of(REMEMBERED_EVERY);
+        let ask_earlier = self.round <= EARLIER_ROUNDS && (remembered || live.is_empty());
+        let earlier = self.earlier.iter().copied().filter(|_| ask_earlier);
         let due: Vec<SocketAddr> = self
             .seeds
             .iter()
             .filter(|seed| !seed.answered || remembered)
             .flat_map(|seed| seed.addresses.iter().copied())
+            .chain(earlier)
             .filter(|address| !live.contains(address))
             .collect();
         let offset = (self.round as usize * MAX_GREETINGS) % due.len().max(1);
@@ -166,9 +184,14 @@ mod tests {
         ([127, 0, 0, 1], port).into()
     }
 
+    fn table(seeds: &[&str], own_port: u16) -> SeedTable {
+        let seeds = seeds.iter().map(|seed| (*seed).to_owned()).collect();
+        SeedTable::new(&GossipConfig { seeds, ..GossipConfig::new("c", "n", 1, address(own_port)) })
+    }
+
     #[test]
     fn a_seed_counts_as_joining_until_it_is_heard_and_is_greeted_less_often_after() {
-        let mut table = SeedTable::new(&["127.0.0.1:1".into(), "127.0.0.1:2".into()], address(2), address(2));
+        let mut table = table(&["127.0.0.1:1", "127.0.0.1:2"], 2);
         assert_eq!(table.joining(), ["127.0.0.1:1"], "a node does not wait for itself");
         let nobody = HashSet::new();
         for _ in 0..20 {
@@ -184,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_seed_of_another_address_family_stays_joining_and_says_why() {
-        let mut table = SeedTable::new(&["[::1]:1".into()], address(9), address(9));
+        let mut table = table(&["[::1]:1"], 9);
         assert_eq!(table.joining(), ["[::1]:1"]);
         assert!(table.greetings(&HashSet::new()).is_empty());
         let start = Instant::now();
@@ -194,9 +217,26 @@ mod tests {
     }
 
     #[test]
+    fn peers_of_an_earlier_life_are_greeted_until_they_are_heard_or_ten_minutes_have_passed() {
+        let earlier_peers = vec![address(1), address(2), address(9)];
+        let config = GossipConfig { earlier_peers, ..GossipConfig::new("c", "n", 1, address(9)) };
+        let (nobody, somebody) = (HashSet::new(), HashSet::from([address(3)]));
+
+        let mut table = SeedTable::new(&config);
+        assert!(table.joining().is_empty(), "nobody told it to join by them");
+        assert_eq!(table.greetings(&nobody), [address(1), address(2)]);
+        table.heard(address(1));
+        assert_eq!(table.greetings(&nobody), [address(2)]);
+        let greeted = (0..2 * REMEMBERED_EVERY).filter(|_| !table.greetings(&somebody).is_empty()).count();
+        assert_eq!(greeted, 2);
+        assert!((0..EARLIER_ROUNDS).any(|_| table.greetings(&nobody).is_empty()));
+        assert!((0..2 * REMEMBERED_EVERY).all(|_| table.greetings(&nobody).is_empty()));
+    }
+
+    #[test]
     fn many_silent_seeds_are_greeted_in_turn() {
         let names: Vec<String> = (1..=40).map(|port| format!("127.0.0.1:{port}")).collect();
-        let mut table = SeedTable::new(&names, address(99), address(99));
+        let mut table = table(&names.iter().map(String::as_str).collect::<Vec<_>>(), 99);
         let mut greeted = HashSet::new();
         for _ in 0..5 {
             let round = table.greetings(&HashSet::new());
@@ -208,7 +248,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silent_seeds_are_warned_of_every_ten_seconds_with_the_reason() {
-        let mut table = SeedTable::new(&["127.0.0.1:1".into(), "gone.invalid:2".into()], address(9), address(9));
+        let mut table = table(&["127.0.0.1:1", "gone.invalid:2"], 9);
         table.resolved("gone.invalid:2", Err("no such host".into()));
         let start = Instant::now();
         let warnings: Vec<String> =

@@ -45,7 +45,7 @@ impl Node {
             Ok(Ok(reply)) => {
                 let end = run_end(reply.into_inner());
                 if matches!(end, Err(RemoteEnd::Refused(RunRefusal::StaleRevision))) {
-                    self.spawn_sync(send.to.clone());
+                    self.spawn_exchange(send.to.clone());
                 }
                 end
             }
@@ -88,7 +88,7 @@ impl Node {
                         }
                         Some(denied) => {
                             if stale(&denied) {
-                                self.spawn_sync(send.to.clone());
+                                self.spawn_exchange(send.to.clone());
                             }
                             return Err(denied);
                         }
@@ -114,7 +114,7 @@ impl Node {
             let input = node.call_reserve(&send).await;
             if matches!(input, Ok(Input::ReserveDenied { denial: Denial::StaleRevision, .. })) {
                 // The peer knows a newer revision: fetched, so that it is resolved again.
-                node.spawn_sync(send.to.clone());
+                node.spawn_exchange(send.to.clone());
             }
             node.tell(input.unwrap_or_else(|never_sent| Input::ReserveFailed { request, never_sent }));
         });

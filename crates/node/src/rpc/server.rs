@@ -290,7 +290,7 @@ impl Mesh for Service {
     }
 
     async fn sync_actions(&self, request: Request<v1::SyncActionsRequest>) -> Reply<v1::SyncActionsReply> {
-        let (entries, wanted) = self.node.sync_with(request.into_inner()).await;
+        let (entries, wanted) = self.node.take_exchange(request.into_inner()).await;
         Ok(Response::new(v1::SyncActionsReply { entries, wanted }))
     }
 

@@ -237,7 +237,7 @@ impl Play {
             }
             Op::DiskFull { node, ms } => {
                 self.disks[node] += 1;
-                self.world.host(node).store().set_full(true);
+                self.world.fill_disk(node, true);
                 Some(ms)
             }
             Op::Drain { node, force, down_ms } => {
@@ -291,7 +291,7 @@ impl Play {
             Op::DiskFull { node, .. } => {
                 self.disks[node] -= 1;
                 if self.disks[node] == 0 {
-                    self.world.host(node).store().set_full(false);
+                    self.world.fill_disk(node, false);
                 }
             }
         }
@@ -302,7 +302,7 @@ impl Play {
         // What is left of one that had not ended in time.
         self.world.crash(node, Loses::Nothing);
         if self.disks[node] > 0 {
-            self.world.host(node).store().set_full(true);
+            self.world.fill_disk(node, true);
         }
         self.world.restart(node);
     }

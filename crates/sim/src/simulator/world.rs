@@ -240,6 +240,11 @@ impl World {
         self.hosts[node].air.break_down(broken);
     }
 
+    /// Whether nothing more can be written on the node's disk.
+    pub fn fill_disk(&self, node: usize, full: bool) {
+        self.hosts[node].store().set_full(full);
+    }
+
     /// The process is stopped, as by SIGSTOP, as far as this can be played: nothing it says arrives, it hears nothing,
     /// and its clock stands still and then jumps.
     pub(super) fn pause(&mut self, node: usize, paused: bool) {

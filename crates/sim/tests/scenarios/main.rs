@@ -126,7 +126,6 @@ fn an_activation_cut_off_on_its_way_is_indeterminate_and_run_again_only_if_its_u
     });
 }
 
-/// Plays it in the seed's time, on nodes whose clocks differ within the promised bound.
 #[test]
 fn a_node_without_gossip_is_not_ready_until_it_gossips_again() {
     with_mesh(4, |mut mesh| {
@@ -140,6 +139,40 @@ fn a_node_without_gossip_is_not_ready_until_it_gossips_again() {
     });
 }
 
+#[test]
+fn a_node_whose_disk_was_full_learns_what_it_missed_once_it_can_write() {
+    with_mesh(5, |mut mesh| {
+        create(&mut mesh, N1, "changed", 1, false);
+        mesh.fill_disk(N2, true);
+        let update = mesh.begin(N1, |node| async move {
+            let change = ActionChange { main: Some("sleep".to_owned()), ..ActionChange::default() };
+            node.put_action("guest", "changed", change, None, true).await.map(drop)
+        });
+        mesh.end("the action is changed", PROMPT, update).unwrap().unwrap();
+        let knows = |mesh: &World, node: usize| mesh.node(node).unwrap().actions("guest", 0, 1)[0].main == "sleep";
+        mesh.until("the third node knows it", PROMPT, |mesh| knows(mesh, N3)).unwrap();
+        mesh.pass(GOSSIP).unwrap();
+        assert!(!knows(&mesh, N2), "what can't be written is not taken");
+        mesh.fill_disk(N2, false);
+        mesh.until("so does the second", 2 * GOSSIP, |mesh| knows(mesh, N2)).unwrap();
+    });
+}
+
+#[test]
+fn a_node_that_starts_again_finds_its_mesh_although_the_address_it_joins_by_is_silent() {
+    with_mesh(6, |mut mesh| {
+        // n1 is what the others join by.
+        mesh.pass(PROMPT).unwrap();
+        mesh.crash(N1, Loses::Everything);
+        mesh.crash(N2, Loses::LastWrites);
+        mesh.crash(N3, Loses::LastWrites);
+        mesh.restart(N2);
+        mesh.restart(N3);
+        mesh.until("the two find each other", GOSSIP, |mesh| mesh.agree_on_live(&[N2, N3])).unwrap();
+    });
+}
+
+/// Plays it in the seed's time, on nodes whose clocks differ within the promised bound.
 fn with_mesh(seed: u64, scenario: impl FnOnce(World) + Send + 'static) {
     on_a_thread_of_the_seed(seed, move || {
         let node = |drift_ppm| NodeSetting { drift_ppm, wall_off_s: 0, memory_mb: 2048 };

@@ -17,6 +17,22 @@ fn an_activation_over_the_actions_queue_bound_is_refused_with_a_time_to_come_bac
 }
 
 #[test]
+fn one_asked_for_again_that_may_have_run_is_put_off_and_no_more_is_said_of_it() {
+    let mut rig = Rig::with(Config { queue_per_action: 1, ..Config::default() });
+    let spec = spec(1);
+    rig.invoke(1, &spec);
+    let put_off = |out: &[Output]| matches!(out, [.., Output::Refuse { maybe_ran: true, .. }]);
+    let full = rig.invoke_journaled(2, &spec, 100, 1);
+    assert!(put_off(&full), "{full:?}");
+    rig.tell(Input::ActionDeleted { action: spec.action.clone(), revision: revision(2) });
+    let deleted = rig.invoke_journaled(2, &spec, 100, 1);
+    assert!(
+        deleted.contains(&Output::Indeterminate { activation: ActivationId(2) }),
+        "nothing will change: {deleted:?}"
+    );
+}
+
+#[test]
 fn an_activation_over_the_nodes_bytes_is_refused_though_its_action_has_room() {
     let mut rig = Rig::with(Config { queue_bytes: 1_000, ..Config::default() });
     rig.invoke_sized(1, &spec(1), 900);

@@ -6,16 +6,17 @@
 //! ```
 //!
 //! `begin` is a task of its own, so that whoever asked for the start may go away. What the engine does by itself,
-//! the monitor tells: [`Container::died`], [`align`]. `pausing` is held while the engine changes it,
-//! so that nobody takes a change that is under way for somebody else's.
+//! the monitor tells: [`Container::died`], [`align`].
 
 mod adopted;
+mod freezer;
 mod lines;
+mod pausing;
 mod start;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +24,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::api::{Api, Failure};
+use super::api::Failure;
 use super::engine::Shared;
 use super::spec;
 use crate::containers::call;
@@ -32,13 +33,14 @@ use crate::containers::http::{Address, Answer, Client, Connecting};
 use crate::containers::last_lines::LastLines;
 use crate::containers::{ContainerSpec, EngineError, EngineEvent, Reply, Runtime};
 
+use freezer::Freezer;
+use pausing::Pausing;
+
+pub(super) use pausing::align;
 pub(super) use start::begin;
 
 /// A start that is being given up ends within this: its longest call of the engine, and more.
 const GIVE_UP: Duration = Duration::from_secs(70);
-/// Somebody who pauses or resumes our container more often than this within a minute is not argued with.
-const MOST_CORRECTIONS: usize = 5;
-const MINUTE: Duration = Duration::from_secs(60);
 
 pub(super) struct Container {
     pub(super) id: Arc<str>,
@@ -56,7 +58,9 @@ pub(super) struct Container {
     serving: AtomicBool,
     /// It was adopted as paused, and could not be asked for anything yet.
     unasked: AtomicBool,
-    pausing: AsyncMutex<Pausing>,
+    pausing: Arc<AsyncMutex<Pausing>>,
+    /// Found when it is first paused.
+    freezer: OnceLock<Option<Freezer>>,
     /// What `pausing` wants, for whoever must not wait for it.
     wants_pause: AtomicBool,
     corrections: Mutex<VecDeque<Instant>>,
@@ -65,15 +69,6 @@ pub(super) struct Container {
     /// Why it ended.
     ended: watch::Sender<Option<String>>,
     last_lines: Arc<LastLines>,
-}
-
-/// Whether it is paused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Pausing {
-    /// As the core wants it.
-    wanted: bool,
-    /// As the engine last said; none after a call of unknown outcome.
-    known: Option<bool>,
 }
 
 impl Container {
@@ -90,7 +85,8 @@ impl Container {
             client: OnceLock::new(),
             serving: AtomicBool::new(false),
             unasked: AtomicBool::new(false),
-            pausing: AsyncMutex::new(Pausing { wanted: false, known: Some(false) }),
+            pausing: Arc::new(AsyncMutex::new(Pausing::new(false))),
+            freezer: OnceLock::new(),
             wants_pause: AtomicBool::new(false),
             corrections: Mutex::default(),
             out_of_memory: AtomicBool::new(false),
@@ -135,72 +131,12 @@ impl Container {
         answer.reply
     }
 
-    /// While the engine can't be asked, a pause is put off: the core counts it as paused and sends it nothing, and
-    /// the monitor brings the engine's state in line as soon as it answers. So a warm container is not lost
-    /// because the engine was away when it fell idle.
-    pub(super) async fn pause(&self, engine: &Shared) -> Result<(), EngineError> {
-        let mut pausing = self.pausing.lock().await;
-        let id = self.ready_id()?;
-        self.want(&mut pausing, true);
-        if engine.is_in_trouble() {
-            return Ok(());
-        }
-        match self.change(&engine.api, id, true).await {
-            Ok(()) => pausing.known = Some(true),
-            Err(Failure::Unreachable(_)) => {}
-            Err(Failure::Unknown(_)) => pausing.known = None,
-            Err(failure) => return Err(failed(failure)),
-        }
-        Ok(())
-    }
-
-    pub(super) async fn resume(&self, engine: &Shared) -> Result<(), EngineError> {
-        let mut pausing = self.pausing.lock().await;
-        let id = self.ready_id()?;
-        self.want(&mut pausing, false);
-        // Its pause was put off, and has not come to be.
-        if pausing.known == Some(false) {
-            return Ok(());
-        }
-        pausing.known = None;
-        self.change(&engine.api, id, false).await.map_err(failed)?;
-        pausing.known = Some(false);
-        Ok(())
-    }
-
-    fn want(&self, pausing: &mut Pausing, pause: bool) {
-        pausing.wanted = pause;
-        self.wants_pause.store(pause, Ordering::Release);
-    }
-
     fn ready_id(&self) -> Result<&str, EngineError> {
         if let Some(reason) = &*self.ended.borrow() {
             return Err(EngineError::Died(reason.clone()));
         }
         let ready = self.serving.load(Ordering::Acquire);
         self.docker_id().filter(|_| ready).ok_or_else(|| EngineError::Refused("it is still starting".into()))
-    }
-
-    async fn change(&self, api: &Api, id: &str, pause: bool) -> Result<(), Failure> {
-        match if pause { api.pause(id).await } else { api.unpause(id).await } {
-            // Mostly that it is so already.
-            Err(Failure::Conflict(text)) | Err(Failure::Refused(text)) => {
-                let state = api.inspect(id).await?.state.unwrap_or_default();
-                let so = state.running == Some(true) && state.paused == Some(pause);
-                if so { Ok(()) } else { Err(Failure::Conflict(text)) }
-            }
-            outcome => outcome,
-        }
-    }
-
-    /// Whether the engine's word about it is nothing to look into: it is what was asked for, as most are. An inspection
-    /// would only slow the call that waits for the change.
-    pub(super) fn is_as_wanted(&self, paused: bool) -> bool {
-        match self.pausing.try_lock() {
-            Ok(pausing) => pausing.wanted == paused && pausing.known == Some(paused),
-            // That change is under way.
-            Err(_) => self.wants_pause.load(Ordering::Acquire) == paused,
-        }
     }
 
     pub(super) fn ran_out_of_memory(&self) {
@@ -277,52 +213,6 @@ impl Container {
         }
         engine.forget(&self.id);
         Ok(())
-    }
-
-    /// Whether somebody is still to be argued with about its state.
-    fn may_correct(&self) -> bool {
-        let mut corrections = self.corrections.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        corrections.retain(|at| now - *at < MINUTE);
-        corrections.push_back(now);
-        corrections.len() <= MOST_CORRECTIONS
-    }
-}
-
-/// Looks at what the engine says of it, and brings it to what is wanted of it: a container that somebody else
-/// paused goes on, one that somebody else resumed is paused again. Nothing is sent to it before the
-/// core has resumed it, so both are harmless; only somebody who insists ends it.
-pub(super) async fn align(engine: &Arc<Shared>, container: &Arc<Container>) {
-    if container.removal.is_cancelled() || container.has_ended() || !container.serving.load(Ordering::Acquire) {
-        return;
-    }
-    let mut pausing = container.pausing.lock().await;
-    let Some(id) = container.docker_id() else { return };
-    let state = match engine.api.inspect(id).await {
-        Ok(inspected) => inspected.state.unwrap_or_default(),
-        Err(Failure::Missing(_)) => return container.died(engine, "it was removed by somebody else".to_owned()),
-        // The next listing looks again.
-        Err(_) => return,
-    };
-    if state.running != Some(true) {
-        return container.died(engine, ended_with(state.exit_code));
-    }
-    let pause = pausing.wanted;
-    if state.paused == Some(pause) || container.removal.is_cancelled() {
-        pausing.known = state.paused;
-        return;
-    }
-    let put_off = pause && pausing.known != Some(true);
-    if !put_off {
-        if !container.may_correct() {
-            return container.died(engine, "somebody else pauses and resumes it again and again".to_owned());
-        }
-        tracing::warn!(container = %container.id, pause, "somebody else changed its state: it is changed back");
-    }
-    pausing.known = None;
-    match container.change(&engine.api, id, pause).await {
-        Ok(()) => pausing.known = Some(pause),
-        Err(error) => tracing::warn!(container = %container.id, %error, "its state can't be changed back"),
     }
 }
 

@@ -30,7 +30,8 @@ impl Container {
         Self {
             label: left.label.as_str().into(),
             docker_id: OnceLock::from(left.docker_id.clone()),
-            pausing: AsyncMutex::new(Pausing { wanted: left.paused, known: Some(left.paused) }),
+            pausing: Arc::new(AsyncMutex::new(Pausing::new(left.paused))),
+            freezer: OnceLock::new(),
             wants_pause: AtomicBool::new(left.paused),
             unasked: AtomicBool::new(left.paused),
             ..Self::new(spec, folder)
