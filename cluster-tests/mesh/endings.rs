@@ -47,7 +47,10 @@ fn a_drain_tells_what_is_left_at_its_deadline_and_kills_it_only_when_forced() {
     let drained = mesh[1].cli(&["drain", "--deadline", "300ms", "-o", "json"]);
     assert_eq!(drained.status.code(), Some(4), "{drained:?}");
     let outcome: Value = serde_json::from_slice(&drained.stdout).unwrap();
-    assert_eq!(outcome, json!({"drained": false, "left": [first.container()], "at_peers": 0, "owed": 0}));
+    assert_eq!(
+        outcome,
+        json!({"drained": false, "left": [first.container()], "at_peers": 0, "owed": 0, "killed": 0, "given_up": 0})
+    );
     assert_eq!(mesh[1].containers()[0]["busy"], json!(1), "it runs on");
     let forced = mesh[1].cli(&["drain", "--deadline", "300ms", "--force"]);
     assert_eq!(forced.status.code(), Some(0), "{forced:?}");
@@ -68,7 +71,10 @@ fn a_drain_tells_of_calls_that_run_at_peers_and_ends_when_they_have() {
         let drained = mesh[2].cli(&["drain", "--deadline", "300ms", "-o", "json"]);
         assert_eq!(drained.status.code(), Some(4), "{drained:?}");
         let outcome: Value = serde_json::from_slice(&drained.stdout).unwrap();
-        assert_eq!(outcome, json!({"drained": false, "left": [], "at_peers": 1, "owed": 0}));
+        assert_eq!(
+            outcome,
+            json!({"drained": false, "left": [], "at_peers": 1, "owed": 0, "killed": 0, "given_up": 0})
+        );
         let drained = mesh[2].cli(&["drain", "--deadline", "20s"]);
         assert_eq!(drained.status.code(), Some(0), "{drained:?}");
         assert_eq!(run.join().unwrap().number("slept_ms"), 2500);

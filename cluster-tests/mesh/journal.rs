@@ -242,7 +242,11 @@ fn a_drain_under_load_fails_no_call_and_keeps_every_promise() {
         drained
     });
     let outcome: Value = serde_json::from_slice(&drained.stdout).unwrap();
-    assert_eq!(outcome, json!({"drained": true, "left": [], "at_peers": 0, "owed": 0}), "{drained:?}");
+    assert_eq!(
+        outcome,
+        json!({"drained": true, "left": [], "at_peers": 0, "owed": 0, "killed": 0, "given_up": 0}),
+        "{drained:?}"
+    );
     assert!(mesh[1].containers().is_empty() && mesh[1].status()["owed"] == 0);
     let (promised, answered) = (promised.into_inner().unwrap(), answered.into_inner().unwrap());
     for id in &promised {

@@ -47,6 +47,8 @@ pub struct Config {
     pub small_body_bytes: u64,
     /// Answers that an owner keeps for one holder.
     pub answers_per_holder: usize,
+    /// Holders whose answers an owner keeps; more than peers that may be live.
+    pub holders: usize,
     /// Reserves of peers that wait for one action.
     pub waiting_per_action: usize,
     /// Actions whose adverts one peer may have here, and this node gossips.
@@ -81,6 +83,7 @@ impl Default for Config {
             parallel_starts: 4,
             small_body_bytes: 64 << 10,
             answers_per_holder: 4096,
+            holders: 4096,
             waiting_per_action: 256,
             adverts_per_peer: 32,
             advert_interval_us: 500 * MS,
@@ -124,6 +127,7 @@ impl Config {
             (self.queue_per_action, "queue_per_action"),
             (self.parallel_starts, "parallel_starts"),
             (self.answers_per_holder, "answers_per_holder"),
+            (self.holders, "holders"),
             (self.adverts_per_peer, "adverts_per_peer"),
         ] {
             if value == 0 {

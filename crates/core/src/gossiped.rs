@@ -1,4 +1,5 @@
-//! Adverts and intents as texts, the way gossip carries them. What can't be read is `None`, never guessed.
+//! Adverts and intents as texts, the way gossip carries them. What can't be read is `None`, never guessed; what a newer
+//! version adds stands behind the rest, and is left out.
 
 use std::fmt;
 
@@ -39,7 +40,7 @@ pub fn advert(text: &str) -> Option<(ActionHash, Advert)> {
 /// Reads an intent that its owner gossips.
 pub fn intent(owner: NodeId, epoch: Epoch, text: &str) -> Option<IntentNotice> {
     let parts: Vec<&str> = text.split(',').collect();
-    let [number, hash, round, kind, urgent, window, last] = parts.as_slice() else { return None };
+    let [number, hash, round, kind, urgent, window, last, ..] = parts.as_slice() else { return None };
     Some(IntentNotice {
         container: ContainerId { owner, epoch, number: number.parse().ok()? },
         hash: hash.parse().ok()?,
@@ -71,6 +72,17 @@ mod tests {
             last_copy: false,
         };
         assert_eq!(intent(NodeId::new("n1"), Epoch(7), &notice.to_string()), Some(notice));
+    }
+
+    #[test]
+    fn what_a_newer_version_adds_behind_an_advert_or_an_intent_is_left_out() {
+        let text = "00000001,1,2,3,1";
+        assert!(advert(text).is_some());
+        assert_eq!(advert(&format!("{text},9,new")), advert(text));
+        let text = "3,00000001,2,r,1,1000000,0";
+        let read = |text| intent(NodeId::new("n1"), Epoch(7), text);
+        assert!(read(text).is_some());
+        assert_eq!(read(&format!("{text},new")), read(text));
     }
 
     #[test]

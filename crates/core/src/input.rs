@@ -23,9 +23,11 @@ pub enum Input {
         /// Its body is kept until `BodyDropped`, not only while it waits.
         journaled: bool,
     },
-    /// The journal keeps the body of an activation that this node has accepted before.
+    /// The journal keeps the body of an activation that this node has accepted before. If it is not under way it will be
+    /// asked for, unless `BodyDropped` comes first.
     BodyKept {
         activation: ActivationId,
+        action: ActionId,
         bytes: u64,
     },
     /// The journal keeps it no more.

@@ -74,6 +74,8 @@ pub struct Node {
     /// Bodies that the journal keeps: they count like those that wait.
     kept: BTreeMap<ActivationId, Kept>,
     kept_bytes: u64,
+    /// How many of them are still to be asked for.
+    awaited: BTreeMap<ActionId, usize>,
     containers: BTreeMap<u64, Container>,
     held: BTreeMap<LeaseKey, HeldLease>,
     requests: BTreeMap<u64, OutRequest>,
@@ -196,6 +198,7 @@ impl Node {
             queued_bytes: 0,
             kept: BTreeMap::new(),
             kept_bytes: 0,
+            awaited: BTreeMap::new(),
             containers: BTreeMap::new(),
             held: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -318,7 +321,7 @@ impl Node {
             Input::InvokeRequested { activation, spec, body_bytes, attempt, journaled } => {
                 self.handle_invoke(activation, spec, body_bytes, attempt, journaled);
             }
-            Input::BodyKept { activation, bytes } => self.keep_body(activation, bytes),
+            Input::BodyKept { activation, action, bytes } => self.handle_body_kept(activation, action, bytes),
             Input::BodyDropped { activation } => self.drop_body(activation),
             Input::InvokeCancelled { activation } => self.handle_cancel(activation),
             Input::IntentRequested { container, kind, force } => self.handle_intent_request(container, kind, force),

@@ -30,6 +30,10 @@ pub enum Output {
     Indeterminate {
         activation: ActivationId,
     },
+    /// It certainly did not run where it was handed last, and will not: what was noted of that is void.
+    CameBack {
+        activation: ActivationId,
+    },
 
     // To peers.
     SendReserve(SendReserve),
@@ -123,7 +127,7 @@ pub enum Output {
     Drained(DrainEnd),
 }
 
-/// What a drain has left.
+/// What a drain has left, and what it has ended by force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct DrainEnd {
     /// Own containers; those that are idle and to be handed over don't count.
@@ -132,11 +136,16 @@ pub struct DrainEnd {
     pub at_peers: u32,
     /// Own activations that the journal keeps, those at peers included.
     pub owed: u32,
+    /// Runs that it ended with their containers.
+    pub killed: u32,
+    /// Promises that it ended before they had begun.
+    pub given_up: u32,
 }
 
 impl DrainEnd {
+    /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        self.containers.is_empty() && self.at_peers == 0 && self.owed == 0
     }
 }
 
@@ -205,6 +214,8 @@ pub enum Refusal {
     NoCapacity { retry_after_us: Micros },
     /// This node is draining.
     Draining,
+    /// It was promised, and a drain by force has come to its deadline before it began.
+    GivenUp,
     /// The action was deleted while it waited.
     Deleted,
     /// Its caller has left, and a peer refused it: it is not tried again.

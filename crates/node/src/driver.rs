@@ -132,6 +132,19 @@ impl Node {
         mine
     }
 
+    /// The same for how a hand-over ended; and whether it has come back, certainly not run.
+    pub(crate) fn tell_end(
+        &self,
+        input: Input,
+        id: ActivationId,
+    ) -> (Mine<Assignment, mpsc::Receiver<Assignment>>, bool) {
+        let (mine, outputs) = self.driver().step_activation(input, id);
+        let came_back = |output: &Output| matches!(output, Output::CameBack { activation } if *activation == id);
+        let came_back = outputs.iter().any(came_back);
+        self.carry_out(outputs);
+        (mine, came_back)
+    }
+
     /// The caller has left. `true` if the activation will not run: nobody has to wait for it any more.
     pub(crate) fn cancel(&self, id: ActivationId) -> bool {
         let (gone, outputs) = {
@@ -230,6 +243,8 @@ impl Node {
                 Output::AnswerReserve { request, answer } => self.answer_waiting(&request, &answer),
                 // Taken by the step that asked.
                 Output::AnswerRun { .. } | Output::AnswerNotice { .. } | Output::IntentAnswer { .. } => {}
+                // Taken by its own task.
+                Output::CameBack { .. } => {}
                 Output::StartContainer { container, action, revision } => {
                     self.spawn_start(container, action, revision);
                 }

@@ -160,8 +160,7 @@ impl Node {
             let about: About = serde_json::from_str(value).ok()?;
             self.peers().change(&peer, epoch, |p| p.about = about);
         } else if key == "f" {
-            let (draining, room) = value.split_once(',')?;
-            let (draining, room_mb) = (draining == "1", room.parse().ok()?);
+            let (draining, room_mb) = facts(value)?;
             self.peers().change(&peer, epoch, |p| p.draining = draining);
             self.tell(Input::PeerFacts { peer, epoch, draining, room_mb });
         } else if key == "r" {
@@ -177,9 +176,22 @@ impl Node {
     }
 }
 
+/// Reads what changes slowly; a newer version's further facts stand behind it.
+fn facts(value: &str) -> Option<(bool, u64)> {
+    let mut parts = value.split(',');
+    Some((parts.next()? == "1", parts.next()?.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn facts_of_a_newer_version_are_read_as_far_as_they_are_known() {
+        assert_eq!((facts("1,640"), facts("0,0")), (Some((true, 640)), Some((false, 0))));
+        assert_eq!(facts("1,640,x,7"), Some((true, 640)));
+        assert_eq!((facts("1"), facts("1,"), facts("")), (None, None, None));
+    }
 
     #[test]
     fn an_advert_that_moved_to_another_key_is_not_taken_for_gone() {

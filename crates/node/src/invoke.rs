@@ -29,6 +29,7 @@ use crate::registry::action::{ActionEntry, KeyValue};
 use crate::store::{ActivationRecord, ActivationStatus};
 
 const LOST: &str = "The node that ran this activation was lost: whether it ran is not known.";
+const GIVEN_UP: &str = "The node that had accepted this activation was drained by force: it did not run.";
 
 /// One activation under way.
 pub(crate) struct Activation {
@@ -198,11 +199,8 @@ impl Node {
         let (outcome, end) =
             self.run_in((container, run), &entry, activation.id, &call.params, &call.transaction_id).await;
         let input = Input::RunFinished { container, run, end };
-        let Some(outcome) = outcome else {
-            // The body never reached the container: back to the queue.
-            activation.keeping.came_back();
-            return Step::Again(self.tell_for(input, activation.id));
-        };
+        // Without one the body never reached the container: back to the queue.
+        let Some(outcome) = outcome else { return self.not_run(activation, input) };
         self.tell(input);
         let init_ms = (served == Served::Cold).then(|| self.init_ms(container)).flatten();
         Step::Ended(Ended {
@@ -228,7 +226,7 @@ impl Node {
                 self.tell(Input::RunAnswered { request, end: RemoteEnd::Answered { renewed_us: outcome.renewed_us } });
                 Step::Ended(Ended::remote(outcome.outcome, send.served, started_ms, waited, send.to))
             }
-            Err(end) => Step::Again(self.tell_for(Input::RunAnswered { request, end }, activation.id)),
+            Err(end) => self.not_run(activation, Input::RunAnswered { request, end }),
         }
     }
 
@@ -243,8 +241,17 @@ impl Node {
                 self.tell(Input::RunAnswered { request, end: RemoteEnd::Answered { renewed_us: outcome.renewed_us } });
                 Step::Ended(Ended::remote(outcome.outcome, Served::NewLease, started_ms, waited, send.to))
             }
-            Err(input) => Step::Again(self.tell_for(input, activation.id)),
+            Err(input) => self.not_run(activation, input),
         }
+    }
+
+    /// Its hand-over brought no result: asked for once more, here or elsewhere, or ended as the core says.
+    fn not_run(&self, activation: &Activation, input: Input) -> Step {
+        let (next, came_back) = self.tell_end(input, activation.id);
+        if came_back {
+            self.note_back(activation);
+        }
+        Step::Again(next)
     }
 
     fn activation_message(&self, activation: &Activation, attempt: u32) -> v1::Activation {
@@ -269,6 +276,7 @@ impl Node {
             Refusal::Draining => return Err(InvokeError::Draining),
             Refusal::Cancelled => return Err(InvokeError::Cancelled),
             Refusal::Deleted => return Err(InvokeError::Deleted { namespace, name }),
+            Refusal::GivenUp => Outcome::failed(ActivationStatus::InternalError, GIVEN_UP),
             Refusal::InitFailed => {
                 Outcome::failed(ActivationStatus::DeveloperError, &self.start_error(&namespace, &name))
             }

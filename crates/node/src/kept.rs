@@ -4,7 +4,7 @@
 //! A promise is kept as long as the data folder is: what can't be noted is taken back from the core, so that it holds
 //! no slot, and asked for again when the disk works.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub(crate) struct Keeping {
     /// The next attempt's number, or the one under way.
     attempt: AtomicU32,
     handed: Mutex<Option<Handed>>,
+    /// It was refused by a node that drains, and asked for once more.
+    asked_again: AtomicBool,
 }
 
 /// Where the body went, or goes next.
@@ -62,7 +64,7 @@ pub(crate) enum After {
 impl Keeping {
     /// For one that is owed since before a restart.
     pub(crate) fn promised(attempt: u32) -> Self {
-        Self { state: AtomicU8::new(PROMISED), attempt: AtomicU32::new(attempt), handed: Mutex::default() }
+        Self { state: AtomicU8::new(PROMISED), attempt: AtomicU32::new(attempt), ..Self::default() }
     }
 
     pub(crate) fn is_promised(&self) -> bool {
@@ -83,7 +85,7 @@ impl Keeping {
     }
 
     /// It came back, and certainly did not run.
-    pub(crate) fn came_back(&self) {
+    fn came_back(&self) {
         *self.handed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -190,13 +192,14 @@ impl Node {
         let (tell, told) = oneshot::channel();
         let node = self.clone();
         self.track(async move {
-            let handed = activation.keeping.handed();
-            let started = handed.as_ref().map(|handed| handed.started(&node));
+            let keeping = &activation.keeping;
+            let nowhere = || Started::nowhere(keeping.attempt());
+            let started = keeping.handed().map_or_else(nowhere, |handed| Some(handed.started(&node)));
             let promised = match node.may_promise() {
                 Ok(()) => {
                     // Before it is on disk: a drain that begins meanwhile finishes it.
-                    let bytes = activation.call.params.len() as u64;
-                    node.tell(Input::BodyKept { activation: activation.id, bytes });
+                    let (action, bytes) = (node.spec(&activation.entry).action.clone(), activation.call.params.len());
+                    node.tell(Input::BodyKept { activation: activation.id, action, bytes: bytes as u64 });
                     let on_disk = node.journal().accept(activation.kept(), started).await;
                     if on_disk.is_err() {
                         node.tell(Input::BodyDropped { activation: activation.id });
@@ -242,6 +245,16 @@ impl Node {
         Ok(())
     }
 
+    /// It came back from where it was noted to have gone, certainly not run: its next life asks nobody for it. Not
+    /// waited for: a crash before it is on disk asks there, and is told as much or, at worst, nothing.
+    pub(crate) fn note_back(&self, activation: &Activation) {
+        let keeping = &activation.keeping;
+        keeping.came_back();
+        if keeping.is_promised() {
+            drop(self.journal().came_back(activation.id, keeping.attempt()));
+        }
+    }
+
     /// Gives an assignment back that was not carried out: the activation is the core's no more.
     pub(crate) fn withdraw(&self, assignment: Assignment) {
         match assignment {
@@ -277,6 +290,8 @@ impl Node {
         }
         match &error {
             InvokeError::Draining if self.is_stopping() => return After::Gone(error),
+            // It was not promised yet when the drain began. Now it is, and is finished like all that are.
+            InvokeError::Draining if !activation.keeping.asked_again.swap(true, Ordering::Relaxed) => {}
             InvokeError::NotKept { .. } => tokio::select! {
                 () = self.journal().works() => {}
                 () = self.stopped() => return After::Gone(error),

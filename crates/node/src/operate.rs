@@ -217,6 +217,8 @@ impl Node {
                 left: end.containers.iter().map(|n| self.container_id(*n).to_string()).collect(),
                 at_peers: end.at_peers,
                 owed: end.owed,
+                killed: end.killed,
+                given_up: end.given_up,
             }),
             None => Err(OperatorError::Unavailable("the drain did not end; see `embermesh status`".to_owned())),
         }

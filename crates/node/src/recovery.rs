@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use embermesh_core::output::Served;
-use embermesh_core::{Input, NodeId};
+use embermesh_core::{ActionId, Input, NodeId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::invocation::Call;
@@ -32,8 +32,9 @@ impl Node {
     /// Counts what is owed, before anything else is accepted.
     pub(crate) fn take_up(&self, owed: &[Entry]) {
         for entry in owed {
-            let bytes = entry.kept.params.len() as u64;
-            self.tell(Input::BodyKept { activation: entry.kept.id, bytes });
+            let kept = &entry.kept;
+            let (action, bytes) = (ActionId::new(&kept.namespace, &kept.name), kept.params.len() as u64);
+            self.tell(Input::BodyKept { activation: kept.id, action, bytes });
         }
     }
 
@@ -42,8 +43,7 @@ impl Node {
         if owed.is_empty() {
             return;
         }
-        let own = self.id().to_string();
-        let at_peer = |entry: &Entry| entry.started.as_ref().is_some_and(|started| started.owner != own);
+        let at_peer = |entry: &Entry| entry.started.as_ref().is_some_and(|started| started.request.is_some());
         let (handed, rest): (Vec<_>, Vec<_>) = owed.into_iter().partition(at_peer);
         tracing::info!(at_peers = handed.len(), here = rest.len(), "accepted activations from before are gone on with");
         let node = self.clone();
@@ -61,6 +61,9 @@ impl Node {
         let Some(started) = entry.started else {
             return self.run_again(&kept, 0, gate).await;
         };
+        if started.is_nowhere() {
+            return self.run_again(&kept, started.attempt, gate).await;
+        }
         let why = match &started.request {
             None => RESTARTED,
             Some(_) => match self.ask_again(&kept, &started, self.longest_run(&kept)).await {

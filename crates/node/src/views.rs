@@ -223,6 +223,12 @@ pub struct DrainOutcome {
     /// Activations that nobody waits for and that had no record yet, those at peers included.
     #[serde(default)]
     pub owed: u32,
+    /// Runs that were ended at the deadline, by `force`.
+    #[serde(default)]
+    pub killed: u32,
+    /// Activations that nobody waits for and that were ended before they had begun, by `force`.
+    #[serde(default)]
+    pub given_up: u32,
 }
 
 /// Body of `POST /mesh/v1/containers/{id}/pause|remove`.

@@ -3,19 +3,31 @@
 //! what was promised and has not begun is left to that one, as are containers that are idle or paused if it can adopt
 //! them.
 
+use super::holder::OutRequest;
 use super::{Node, Timer};
 use crate::container::{Container, Lifecycle};
 use crate::history::What;
 use crate::ids::{ActionId, ActivationId};
 use crate::output::{Denial, DrainEnd, Event, Output, Refusal};
-use crate::time::{Micros, Time};
+use crate::time::{Micros, SECOND, Time};
+
+/// How long the engine and the disk may take after a kill before it is told what is left.
+const SETTLES_IN: Micros = 5 * SECOND;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Drain {
     deadline: Time,
     way: Way,
+    forced: Option<Forced>,
     /// The end was reported.
     ended: bool,
+}
+
+/// What was ended at the deadline.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+struct Forced {
+    killed: u32,
+    given_up: u32,
 }
 
 /// What becomes of promises and containers.
@@ -33,13 +45,9 @@ impl Drain {
     /// Whether what was promised is still begun.
     fn finishes(&self) -> bool {
         match self.way {
-            Way::Drain { force } => !(force && self.ended),
+            Way::Drain { .. } => self.forced.is_none(),
             Way::Stop | Way::HandOver => false,
         }
-    }
-
-    fn kills(&self) -> bool {
-        matches!(self.way, Way::Drain { force: true } | Way::Stop)
     }
 }
 
@@ -68,7 +76,7 @@ impl Node {
         if matches!(way, Way::HandOver) {
             self.tell(|_| What::HandsOver);
         }
-        self.drain = Some(Drain { deadline, way, ended: false });
+        self.drain = Some(Drain { deadline, way, forced: None, ended: false });
         self.arm(deadline, Timer::Drain);
         for name in self.actions.keys().cloned().collect::<Vec<_>>() {
             self.refuse_unpromised(&name);
@@ -86,13 +94,14 @@ impl Node {
         let Some(action) = self.actions.get(name) else { return };
         for id in action.queue.values().copied().collect::<Vec<_>>() {
             if !self.finishes(id) {
-                self.refuse(id, Refusal::Draining);
+                let refusal = self.drain_refusal(id);
+                self.refuse(id, refusal);
             }
         }
     }
 
-    /// Ends an action on a node that drains, once nothing that was promised waits for it: its containers retire, and
-    /// leases go back.
+    /// Ends an action on a node that drains, once nothing that was promised waits for it, or will: its containers
+    /// retire, and leases go back.
     pub(super) fn drain_action(&mut self, name: &ActionId) {
         if !self.drains(name) {
             return;
@@ -113,8 +122,8 @@ impl Node {
     /// Whether nothing of the action is started here any more.
     pub(super) fn drains(&self, name: &ActionId) -> bool {
         let Some(drain) = &self.drain else { return false };
-        let promised = || self.actions.get(name).is_some_and(|action| !action.queue.is_empty());
-        !(drain.finishes() && promised())
+        let waits = || self.actions.get(name).is_some_and(|action| !action.queue.is_empty());
+        !(drain.finishes() && (waits() || self.awaited.contains_key(name)))
     }
 
     /// Whether a draining node still runs this activation: the journal keeps it.
@@ -122,35 +131,84 @@ impl Node {
         self.kept.contains_key(&id) && self.drain.as_ref().is_some_and(Drain::finishes)
     }
 
-    pub(super) fn drain_due(&mut self) {
-        let Some(drain) = self.drain.as_mut().filter(|drain| !drain.ended && drain.deadline <= self.now) else {
-            return;
-        };
-        let kills = drain.kills();
-        if kills {
-            drain.ended = true;
-            for name in self.actions.keys().cloned().collect::<Vec<_>>() {
-                self.refuse_queue(&name, Refusal::Draining);
-                self.touch(&name);
+    /// Why a draining node does not run this activation.
+    pub(super) fn drain_refusal(&mut self, id: ActivationId) -> Refusal {
+        let forced = self.drain.as_mut().and_then(|drain| drain.forced.as_mut());
+        match forced.filter(|_| self.kept.contains_key(&id)) {
+            Some(forced) => {
+                forced.given_up += 1;
+                Refusal::GivenUp
             }
-            for number in self.containers.keys().copied().collect::<Vec<_>>() {
-                self.fail_container(number);
-            }
+            None => Refusal::Draining,
         }
-        let at_peers = self.requests.values().filter(|request| request.carries_body()).count() as u32;
-        self.end_drain(match kills {
-            true => DrainEnd { at_peers, ..DrainEnd::default() },
-            false => DrainEnd { containers: self.not_done(), at_peers, owed: self.kept.len() as u32 },
-        });
     }
 
-    /// Reports the end as soon as nothing is left.
+    pub(super) fn drain_due(&mut self) {
+        let now = self.now;
+        let Some(drain) = self.drain.as_ref().filter(|drain| !drain.ended && drain.deadline <= now) else { return };
+        match drain.way {
+            Way::Drain { force: true } if drain.forced.is_none() => {
+                // Told when the engine and the disk are done with it.
+                let deadline = now + SETTLES_IN;
+                self.drain = Some(Drain { deadline, forced: Some(Forced::default()), ..drain.clone() });
+                self.arm(deadline, Timer::Drain);
+                self.kill();
+            }
+            Way::Stop => {
+                self.kill();
+                self.end_drain(DrainEnd { at_peers: self.at_peers(), ..DrainEnd::default() });
+            }
+            Way::Drain { .. } | Way::HandOver => self.end_drain(self.left()),
+        }
+    }
+
+    /// Ends all containers with what runs in them, and refuses what waits.
+    fn kill(&mut self) {
+        let containers: Vec<u64> = self.containers.keys().copied().collect();
+        let runs = self.containers.values().flat_map(|container| container.runs().values());
+        let killed = runs.filter(|run| !run.overdue).count() as u32;
+        if let Some(forced) = self.drain.as_mut().and_then(|drain| drain.forced.as_mut()) {
+            forced.killed = killed;
+        }
+        for name in self.actions.keys().cloned().collect::<Vec<_>>() {
+            self.refuse_unpromised(&name);
+            self.touch(&name);
+        }
+        for number in containers {
+            self.fail_container(number);
+        }
+    }
+
+    /// Reports the end as soon as nothing is left; by force, of what is here.
     pub(super) fn drain_progress(&mut self) {
         let Some(drain) = self.drain.as_ref().filter(|drain| !drain.ended) else { return };
+        if !self.not_done().is_empty() {
+            return;
+        }
+        if drain.forced.is_some() {
+            if self.kept.len() == self.kept_at_peers() {
+                self.end_drain(self.left());
+            }
+            return;
+        }
         let kept = self.kept.is_empty() || !drain.finishes();
-        if kept && self.requests.is_empty() && self.activations.is_empty() && self.not_done().is_empty() {
+        if kept && self.requests.is_empty() && self.activations.is_empty() {
             self.end_drain(DrainEnd::default());
         }
+    }
+
+    fn left(&self) -> DrainEnd {
+        let (at_peers, owed) = (self.at_peers(), self.kept.len() as u32);
+        DrainEnd { containers: self.not_done(), at_peers, owed, ..DrainEnd::default() }
+    }
+
+    fn at_peers(&self) -> u32 {
+        self.requests.values().filter(|request| request.carries_body()).count() as u32
+    }
+
+    fn kept_at_peers(&self) -> usize {
+        let bodies = self.requests.values().filter_map(OutRequest::activation);
+        bodies.filter(|id| self.kept.contains_key(id)).count()
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -189,9 +247,11 @@ impl Node {
         self.containers.keys().copied().filter(|n| !stay.contains(n)).collect()
     }
 
-    fn end_drain(&mut self, end: DrainEnd) {
+    fn end_drain(&mut self, mut end: DrainEnd) {
         if let Some(drain) = &mut self.drain {
             drain.ended = true;
+            let Forced { killed, given_up } = drain.forced.unwrap_or_default();
+            (end.killed, end.given_up) = (killed, given_up);
         }
         if end.is_empty() {
             self.note(Event::Drained);

@@ -108,7 +108,7 @@ impl OutRequest {
     }
 
     /// Whose body it carries.
-    fn activation(&self) -> Option<ActivationId> {
+    pub(super) fn activation(&self) -> Option<ActivationId> {
         match self {
             OutRequest::Reserve(r) => r.run,
             OutRequest::Run(r) => Some(r.message.activation),
@@ -311,7 +311,7 @@ impl Node {
             if reserve.unsure && matches!(denial, Denial::WrongEpoch | Denial::StaleRequest) {
                 self.indeterminate(id);
             } else {
-                self.requeue(id);
+                self.came_back(id);
             }
         }
         let next = self.actions.get(&name).and_then(|a| a.queue.values().next().copied());
@@ -367,7 +367,7 @@ impl Node {
         self.forget_reserving(&name, request.number);
         match reserve.run {
             Some(id) if unsure => self.indeterminate(id),
-            Some(id) => self.requeue(id),
+            Some(id) => self.came_back(id),
             None => {}
         }
         self.touch(&name);
@@ -474,12 +474,12 @@ impl Node {
                 if unsure && matches!(refusal, RunRefusal::WrongEpoch | RunRefusal::StaleRequest) {
                     self.indeterminate(id);
                 } else {
-                    self.requeue(id);
+                    self.came_back(id);
                 }
             }
             RemoteEnd::NeverSent if !unsure => {
                 self.lose_lease(key);
-                self.requeue(id);
+                self.came_back(id);
             }
             RemoteEnd::Withdrawn if !unsure => self.withdrawn(id),
             RemoteEnd::NeverSent | RemoteEnd::Withdrawn | RemoteEnd::Unknown => {

@@ -1,5 +1,6 @@
 //! Own activations: they wait in their action's queue until a slot is theirs, and are bound to it in one step.
 
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use super::{Node, Timer};
@@ -40,6 +41,8 @@ pub(super) struct Kept {
     bytes: u64,
     /// The last request that it went with, once that has its answer.
     pub(super) handed: Option<(NodeId, u64)>,
+    /// It is promised and not under way: asked for sooner or later.
+    awaited: Option<ActionId>,
 }
 
 impl Activation {
@@ -58,7 +61,8 @@ impl Node {
         journaled: bool,
     ) {
         if self.drain.is_some() && !self.finishes(id) {
-            return self.turn_away(id, Refusal::Draining, attempt);
+            let refusal = self.drain_refusal(id);
+            return self.turn_away(id, refusal, attempt);
         }
         let name = spec.action.clone();
         self.learn_spec(spec);
@@ -94,6 +98,7 @@ impl Node {
             cancelled: false,
         };
         self.activations.insert(id, activation);
+        self.await_kept(id, None);
         self.enqueue(id);
         self.serve_queue(&name);
         if self.activations.get(&id).is_some_and(|a| a.queued) {
@@ -107,18 +112,44 @@ impl Node {
         let maybe_ran = attempt > 0;
         self.emit(match refusal {
             // Nothing will change that.
-            Refusal::Deleted if maybe_ran => Output::Indeterminate { activation: id },
+            Refusal::Deleted | Refusal::GivenUp if maybe_ran => Output::Indeterminate { activation: id },
             refusal => Output::Refuse { activation: id, refusal, maybe_ran },
         });
     }
 
-    pub(super) fn keep_body(&mut self, id: ActivationId, bytes: u64) {
+    pub(super) fn handle_body_kept(&mut self, id: ActivationId, action: ActionId, bytes: u64) {
+        self.keep_body(id, bytes);
+        let under_way = self.activations.contains_key(&id);
+        self.await_kept(id, (!under_way).then_some(action));
+    }
+
+    fn keep_body(&mut self, id: ActivationId, bytes: u64) {
         let kept = self.kept.entry(id).or_default();
         let before = std::mem::replace(&mut kept.bytes, bytes);
         self.kept_bytes = (self.kept_bytes - before).saturating_add(bytes);
     }
 
+    /// What is kept is still to be asked for, or is under way.
+    fn await_kept(&mut self, id: ActivationId, action: Option<ActionId>) {
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut kept.awaited, action.clone());
+        if let Some(action) = action {
+            *self.awaited.entry(action).or_default() += 1;
+        }
+        if let Some(before) = before
+            && let Entry::Occupied(mut count) = self.awaited.entry(before.clone())
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+                // A drain may have waited for it.
+                self.touch(&before);
+            }
+        }
+    }
+
     pub(super) fn drop_body(&mut self, id: ActivationId) {
+        self.await_kept(id, None);
         let Some(kept) = self.kept.remove(&id) else { return };
         self.kept_bytes -= kept.bytes;
         if let Some((to, number)) = kept.handed {
@@ -147,8 +178,9 @@ impl Node {
 
     /// Taken back before it was handed on.
     pub(super) fn withdrawn(&mut self, id: ActivationId) {
-        if self.activations.remove(&id).is_some() {
+        if let Some(activation) = self.activations.remove(&id) {
             self.tell(|_| What::Ended { activation: id, end: End::Withdrawn });
+            self.await_kept(id, Some(activation.action));
         }
     }
 
@@ -256,6 +288,14 @@ impl Node {
         if activation.never_started >= MOST_NEVER_STARTED {
             self.refuse(id, Refusal::StartFailed);
         } else {
+            self.came_back(id);
+        }
+    }
+
+    /// It certainly did not run where it was handed: told, since the journal may have noted that, and asked for anew.
+    pub(super) fn came_back(&mut self, id: ActivationId) {
+        if self.activations.contains_key(&id) {
+            self.emit(Output::CameBack { activation: id });
             self.requeue(id);
         }
     }
@@ -268,7 +308,8 @@ impl Node {
         } else if self.now.since(activation.waits_since) >= self.cfg().max_queue_wait_us {
             self.refuse(id, Refusal::NoCapacity { retry_after_us: SECOND });
         } else if self.drain.is_some() && !self.finishes(id) {
-            self.refuse(id, Refusal::Draining);
+            let refusal = self.drain_refusal(id);
+            self.refuse(id, refusal);
         } else if self.actions.get(&activation.action).is_some_and(|a| a.deleted) {
             self.refuse(id, Refusal::Deleted);
         } else {

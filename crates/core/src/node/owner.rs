@@ -1,6 +1,7 @@
 //! The owner's side: what peers ask of own containers. Each grant and each run is decided in one step on this
 //! node's own table; gossip and messages are hints.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::answers::{Admission, Answer};
@@ -58,7 +59,7 @@ impl Node {
         if owner_epoch != self.epoch && !on(Mutation::OldEpochServed) {
             return self.answer_reserve(&request, denied(Denial::WrongEpoch));
         }
-        match self.answers.admit(&request, open_from, self.env.cfg.answers_per_holder) {
+        match self.admit(&request, open_from) {
             Admission::New => {}
             Admission::Again(_) if on(Mutation::DuplicateTakesTwoSlots) => {}
             Admission::Again(Answer::Reserve(mut answer)) => {
@@ -105,12 +106,27 @@ impl Node {
         self.deny(&reserve, if own_waits { Denial::Busy } else { Denial::NoCapacity });
     }
 
+    /// What to do with a request that is meant for this epoch.
+    fn admit(&mut self, request: &RequestId, open_from: u64) -> Admission {
+        let (most_answers, most_holders) = (self.cfg().answers_per_holder, self.cfg().holders);
+        if self.answers.is_full_for(&request.holder, most_holders) {
+            let containers = || self.containers.values();
+            let holding: BTreeSet<_> =
+                containers().flat_map(|c| c.leases().values()).map(|lease| &lease.holder).collect();
+            let runs = containers().flat_map(|c| c.runs().keys()).chain(self.voided.keys()).copied().collect();
+            let lives = |name: &NodeId, epoch| self.peers.get(name).is_some_and(|p| p.live && p.epoch <= epoch);
+            let in_use = |name: &NodeId, epoch| holding.contains(name) || lives(name, epoch);
+            self.answers.make_room(most_holders, &runs, in_use);
+        }
+        self.answers.admit(request, open_from, (most_answers, most_holders))
+    }
+
     pub(super) fn on_run(&mut self, run: LeasedRun, owner_epoch: Epoch, open_from: u64) {
         let request = run.request.clone();
         if owner_epoch != self.epoch || run.fence.epoch != self.epoch {
             return self.answer_run(&request, RunAnswer::Refused(RunRefusal::WrongEpoch));
         }
-        match self.answers.admit(&request, open_from, self.env.cfg.answers_per_holder) {
+        match self.admit(&request, open_from) {
             Admission::New => {}
             Admission::Again(_) if on(Mutation::RunTwice) => {}
             Admission::Again(Answer::Run { run: joined }) => {

@@ -24,11 +24,14 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs, output: &mut Output
         Ok(outcome) if matches!(answer.status, StatusCode::OK | StatusCode::CONFLICT) => outcome,
         _ => answer.clone().ok()?.parse()?,
     };
-    output.answer(&answer.body, || outcome_details(&outcome))?;
+    output.answer(&answer.body, || outcome_details(&outcome, args.force))?;
     if outcome.drained {
         return Ok(Exit::Ok);
     }
-    output.remark("hint: the node goes on draining; ask again, or end what is left with --force");
+    output.remark(match args.force {
+        true => "hint: what runs at peers goes on, and what is owed ends with it; ask again",
+        false => "hint: the node goes on draining; ask again, or end what is left with --force",
+    });
     Ok(Exit::Conflict)
 }
 
@@ -38,12 +41,16 @@ pub(super) async fn leave(client: &Client, force: bool, output: &mut Output<'_>)
     confirm(&answer, output, || "the node leaves the mesh; its agent ends once it is empty".to_owned())
 }
 
-fn outcome_details(outcome: &DrainOutcome) -> String {
+fn outcome_details(outcome: &DrainOutcome, force: bool) -> String {
     let left = if outcome.left.is_empty() { "-".to_owned() } else { outcome.left.join(", ") };
-    details([
+    let mut told = vec![
         ("drained", if outcome.drained { "yes" } else { "no" }.to_owned()),
         ("left", left),
         ("calls at peers", outcome.at_peers.to_string()),
         ("owed", outcome.owed.to_string()),
-    ])
+    ];
+    if force {
+        told.extend([("killed", outcome.killed.to_string()), ("given up", outcome.given_up.to_string())]);
+    }
+    details(told)
 }

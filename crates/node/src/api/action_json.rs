@@ -199,6 +199,7 @@ mod tests {
             parameters: vec![KeyValue { key: "greeting".to_owned(), value: "hi".into() }],
             annotations: vec![KeyValue { key: "idempotent".to_owned(), value: true.into() }],
             updated_ms: 1_735_689_600_000,
+            further: crate::registry::action::Further::new(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! An action as its user registered it: the unit that nodes exchange and store.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -47,7 +48,14 @@ pub struct ActionEntry {
     pub annotations: Vec<KeyValue>,
     /// Unix time, milliseconds.
     pub updated_ms: u64,
+    /// What a newer version's nodes have written beside that: passed on as it came, since a revision is the same
+    /// everywhere.
+    #[serde(flatten)]
+    pub further: Further,
 }
+
+/// Fields that this version does not know.
+pub type Further = BTreeMap<String, serde_json::Value>;
 
 impl ActionEntry {
     /// Whether its user allows a run of unknown outcome to be made again.
@@ -73,11 +81,14 @@ pub struct Limits {
     pub concurrency: u32,
     /// Megabytes of log lines kept for one activation.
     pub logs: u64,
+    /// As in the entry.
+    #[serde(flatten)]
+    pub further: Further,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory: 256, timeout: 60_000, concurrency: 1, logs: 10 }
+        Self { memory: 256, timeout: 60_000, concurrency: 1, logs: 10, further: Further::new() }
     }
 }
 
@@ -149,5 +160,28 @@ impl FromStr for Kind {
         } else {
             Err(UnknownKind(text.to_owned()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_newer_version_has_written_into_an_entry_is_passed_on_by_one_that_does_not_know_it() {
+        let newer = json!({
+            "namespace": "guest", "name": "hello", "revision": {"counter": 3, "node_id": "n1"}, "deleted": false,
+            "version": "0.0.3", "kind": "builtin:1", "main": "echo", "code_hash": null, "code_bytes": 0,
+            "limits": {"memory": 256, "timeout": 60_000, "concurrency": 1, "logs": 10, "cpu": {"millis": 500}},
+            "parameters": [], "annotations": [], "updated_ms": 5, "retries": 2
+        });
+        let read: ActionEntry = serde_json::from_value(newer.clone()).unwrap();
+        assert_eq!(read.limits.memory, 256);
+        assert_eq!(serde_json::to_value(&read).unwrap(), newer);
+        let bytes = serde_json::to_vec(&read).unwrap();
+        assert_eq!(serde_json::from_slice::<ActionEntry>(&bytes).unwrap(), read);
     }
 }

@@ -72,6 +72,7 @@ impl ActionChange {
             timeout: self.limits.timeout.unwrap_or(old.timeout),
             concurrency: concurrency.unwrap_or(old.concurrency),
             logs: self.limits.logs.unwrap_or(old.logs),
+            further: old.further,
         };
         let old_code = before.and_then(|b| Some(CodeRef { hash: b.code_hash.clone()?, bytes: b.code_bytes }));
         // Built-in actions ship with the node: code of an earlier kind would only be kept for nothing.
@@ -94,6 +95,7 @@ impl ActionChange {
             parameters: self.parameters.or(before.map(|b| b.parameters.clone())).unwrap_or_default(),
             annotations: merged(before.map(|b| b.annotations.as_slice()).unwrap_or_default(), self.annotations),
             updated_ms: now_ms,
+            further: before.map(|b| b.further.clone()).unwrap_or_default(),
         })
     }
 }

@@ -19,6 +19,10 @@ pub(crate) fn node_id(text: &str, field: &'static str) -> Result<NodeId, Status>
 
 pub(crate) fn request_id(message: Option<v1::RequestId>) -> Result<RequestId, Status> {
     let message = message.ok_or_else(|| missing("request"))?;
+    // Without its number one request would get the answer of another.
+    if message.epoch == 0 || message.number == 0 {
+        return Err(bad("request", "an epoch and a number from 1"));
+    }
     Ok(RequestId {
         holder: node_id(&message.holder, "request.holder")?,
         epoch: Epoch(message.epoch),
@@ -151,7 +155,7 @@ pub(crate) fn denial(message: v1::Denial) -> Denial {
         v1::Denial::Full => Denial::Full,
         v1::Denial::StillComing => Denial::StillComing,
         v1::Denial::NotTaken => Denial::NotTaken,
-        // A reason of a newer version: refused all the same.
+        // A reason of a newer version: refused all the same, for a denial is certain whatever its reason.
         v1::Denial::NoCapacity | v1::Denial::Unspecified => Denial::NoCapacity,
     }
 }
@@ -171,7 +175,7 @@ pub(crate) fn denial_message(denial: Denial) -> v1::Denial {
     }
 }
 
-/// A refusal is certain whatever its reason; one that this version does not know is taken as a lost lease.
+/// A refusal is certain whatever its reason (an end that is not is an error of the call); one that this version does not know is taken as a lost lease.
 pub(crate) fn refusal(message: v1::RunRefusal) -> RemoteEnd {
     RemoteEnd::Refused(match message {
         v1::RunRefusal::WrongEpoch => RunRefusal::WrongEpoch,
@@ -244,6 +248,30 @@ mod tests {
             ..v1::IntentRequest::default()
         };
         assert!(intent(proposed).is_err(), "nothing is proposed that this version could carry out");
+    }
+
+    #[test]
+    fn a_request_whose_number_or_epoch_is_missing_is_refused() {
+        let whole = v1::RequestId { holder: "n1".to_owned(), epoch: 7, number: 1 };
+        assert!(request_id(Some(whole.clone())).is_ok());
+        for less in [
+            None,
+            Some(v1::RequestId { number: 0, ..whole.clone() }),
+            Some(v1::RequestId { epoch: 0, ..whole.clone() }),
+            Some(v1::RequestId { holder: String::new(), ..whole }),
+        ] {
+            assert!(request_id(less.clone()).is_err(), "{less:?}");
+        }
+    }
+
+    /// A message in which everything is missing that may be.
+    #[test]
+    fn what_is_missing_grants_renews_and_promises_nothing() {
+        let nothing = advice(&v1::NoticeReply::default());
+        assert_eq!(nothing, Advice::Start);
+        let bare = v1::IntentRequest { container: None, kind: v1::IntentKind::Remove.into(), ..Default::default() };
+        assert!(intent(bare).is_err() && fence(None).is_err() && container(None).is_err() && action(None).is_err());
+        assert!(attempt(&v1::Activation::default()).is_err());
     }
 
     #[test]

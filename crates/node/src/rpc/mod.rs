@@ -285,3 +285,43 @@ pub(crate) fn result_message(outcome: &Outcome, renewed_us: u64) -> v1::RunReply
         })),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::ActivationStatus;
+    use v1::reserve_reply::Reply;
+    use v1::run_reply::End;
+
+    fn request() -> RequestId {
+        RequestId { holder: NodeId::new("n1"), epoch: embermesh_core::Epoch(7), number: 1 }
+    }
+
+    fn ended(end: Option<End>) -> Result<Answered, RemoteEnd> {
+        run_end(v1::RunReply { end })
+    }
+
+    #[test]
+    fn an_end_that_this_version_has_no_name_for_is_unknown_and_a_refusal_is_one() {
+        assert_eq!(ended(None).unwrap_err(), RemoteEnd::Unknown);
+        assert_eq!(ended(Some(End::Refusal(99))).unwrap_err(), RemoteEnd::Refused(RunRefusal::UnknownLease));
+        let status = ended(Some(End::Result(v1::RunResult { status: 99, ..Default::default() }))).unwrap();
+        assert_eq!(status.outcome.status, ActivationStatus::InternalError, "never told as a success");
+    }
+
+    #[test]
+    fn a_run_reply_with_nothing_but_its_result_renews_no_lease() {
+        let answered = ended(Some(End::Result(v1::RunResult { body: "{}".into(), ..Default::default() }))).unwrap();
+        assert_eq!((answered.outcome.status, answered.renewed_us), (ActivationStatus::Success, 0));
+    }
+
+    #[test]
+    fn an_answer_to_a_reserve_that_can_not_be_read_is_no_answer() {
+        let read = |reply| reserve_input(&request(), v1::ReserveReply { reply });
+        assert_eq!(read(None), None, "a newer version's way of answering");
+        assert_eq!(read(Some(Reply::Granted(v1::Granted { slots: 1, ..Default::default() }))), None, "of what?");
+        let denied = Input::ReserveDenied { request: request(), denial: Denial::NoCapacity, hint: None };
+        assert_eq!(read(Some(Reply::Denied(v1::Denied { denial: 99, hint: String::new() }))), Some(denied));
+    }
+}

@@ -45,6 +45,17 @@ pub struct Started {
     pub request: Option<Request>,
 }
 
+impl Started {
+    /// For one that is nowhere and has not run since, all that is left of earlier hand-overs: the attempt to make next.
+    pub fn nowhere(attempt: u32) -> Option<Self> {
+        (attempt > 0).then(|| Self { owner: String::new(), epoch: 0, attempt, request: None })
+    }
+
+    pub fn is_nowhere(&self) -> bool {
+        self.owner.is_empty()
+    }
+}
+
 /// The message that carried it to a peer, without the body, in the wire's encoding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -65,6 +76,8 @@ pub enum Step {
     /// It is owed; handed on already when a blocking call turns into one that nobody waits for, or a slot was free.
     Accepted(Arc<Kept>, Option<Started>),
     Started(ActivationId, Started),
+    /// It came back from there and certainly did not run; this is the attempt to make next.
+    CameBack(ActivationId, u32),
     /// Its one record; it is owed no more.
     Ended(ActivationId, Arc<ActivationRecord>),
     /// It was not accepted after all.
@@ -172,7 +185,7 @@ impl Ask {
         match &self.step {
             Step::Accepted(kept, _) => kept.params.len(),
             Step::Ended(_, record) => record.approximate_bytes(),
-            Step::Started(..) | Step::Forgotten(_) => 0,
+            Step::Started(..) | Step::CameBack(..) | Step::Forgotten(_) => 0,
         }
     }
 }
@@ -216,6 +229,15 @@ impl Journal {
         started: Started,
     ) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {
         self.step(Step::Started(id, started))
+    }
+
+    /// Takes the note of its last hand-over back.
+    pub fn came_back(
+        &self,
+        id: ActivationId,
+        attempt: u32,
+    ) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {
+        self.step(Step::CameBack(id, attempt))
     }
 
     /// Its record takes its place. Waits for a disk that fails until it works again, or the node goes down.

@@ -27,6 +27,7 @@ fn action(name: &str, counter: u64) -> Arc<ActionEntry> {
         parameters: vec![KeyValue { key: "p".to_owned(), value: serde_json::json!({"deep": [1, null]}) }],
         annotations: Vec::new(),
         updated_ms: 5,
+        further: std::collections::BTreeMap::new(),
     })
 }
 

@@ -6,19 +6,24 @@ mod engine;
 mod node;
 mod store;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use embermesh_core::ActivationId;
 use embermesh_node::Node;
 use embermesh_node::config::ByteSize;
 use embermesh_node::invocation::{InvokeError, Invoked, Wait};
-use embermesh_node::store::{ActivationRecord, ActivationStatus};
+use embermesh_node::store::journal::{Kept, Step};
+use embermesh_node::store::{ActivationRecord, ActivationStatus, Store};
+use futures::poll;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use engine::EchoEngine;
-use node::{Plan, QUEUE, SOON, invoke, put, start, start_as};
+use node::{Plan, QUEUE, SOON, invoke, put, put_with_slots, start, start_as};
 use store::{FailingStore, Fails};
 
 /// A node with one warm container that has one slot.
@@ -257,4 +262,65 @@ async fn what_a_peer_has_run_is_known_after_a_restart_whatever_was_asked_of_that
     assert_eq!((engine.started(), engine.wrongs()), (0, Vec::new()));
     node.shutdown().await;
     rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_runs_a_thousand_promises_of_the_life_before_in_the_containers_that_it_has() {
+    let rig = Rig::new().await;
+    put_with_slots(&rig.node, 500).await;
+    let Rig { node, engine, store, folder, cluster } = rig;
+    node.shutdown().await;
+    drop(node);
+    let owed: Vec<Step> = (1..=1_000).map(|id| Step::Accepted(promise(id), None)).collect();
+    store.commit_journal(&owed).unwrap();
+    let before = (engine.started(), engine.runs());
+    let plan = Plan { queue: 1_000, ..Plan::default() };
+    let node = start_as(&plan, &folder, &cluster, Arc::new(engine.clone()), &store).await;
+    let outcome = node.drain(Some(SOON), false).await.unwrap();
+    assert!(outcome.drained, "{outcome:?}");
+    assert_eq!((engine.started() - before.0, engine.runs() - before.1), (1, 1_000));
+    let failed = (1..=1_000_u128).filter(|id| {
+        let record = store.activation("guest", &ActivationId(*id).to_string()).unwrap();
+        record.is_none_or(|record| record.response.status != ActivationStatus::Success)
+    });
+    assert_eq!(failed.collect::<Vec<_>>(), []);
+    assert_eq!(engine.wrongs(), Vec::<String>::new());
+    node.shutdown().await;
+}
+
+/// On one thread: what is not polled stands still.
+#[tokio::test]
+async fn a_202_that_is_given_while_a_drain_begins_is_finished() {
+    let rig = Rig::new().await;
+    let busy = rig.occupy(300).await;
+    let wait = Duration::from_millis(20);
+    let mut late = pin!(invoke(rig.node.clone(), 0, Wait::For(wait)));
+    assert!(poll!(&mut late).is_pending());
+    sleep(wait).await;
+    // Its wait is over; before that is noted anywhere the drain begins, and refuses what waits.
+    assert!(poll!(&mut late).is_pending());
+    let node = rig.node.clone();
+    let mut drain = pin!(node.drain(Some(SOON), false));
+    assert!(poll!(&mut drain).is_pending());
+    let accepted = late.await.unwrap();
+    let Invoked::Accepted { activation_id } = accepted else { panic!("{accepted:?}") };
+    let outcome = drain.await.unwrap();
+    assert!(outcome.drained, "{outcome:?}");
+    busy.await.unwrap();
+    rig.ends_well(&activation_id).await;
+    assert_eq!(rig.engine.runs_of(&activation_id), 1);
+    rig.end().await;
+}
+
+fn promise(id: u128) -> Arc<Kept> {
+    Arc::new(Kept {
+        id: ActivationId(id),
+        namespace: "guest".to_owned(),
+        name: node::ACTION.to_owned(),
+        version: "0.0.1".to_owned(),
+        subject: "guest".to_owned(),
+        transaction_id: "t".to_owned(),
+        accepted_ms: 1,
+        params: Bytes::from_static(b"{}"),
+    })
 }

@@ -28,13 +28,17 @@ pub(crate) const QUEUE: u32 = 5;
 
 /// An action whose containers have one slot.
 pub(crate) async fn put(node: &Node) -> Arc<ActionEntry> {
+    put_with_slots(node, 1).await
+}
+
+pub(crate) async fn put_with_slots(node: &Node, slots: u32) -> Arc<ActionEntry> {
     let change = ActionChange {
         kind: Some(Kind::Builtin),
         main: Some("echo".to_owned()),
-        limits: LimitsChange { concurrency: Some(1), ..LimitsChange::default() },
+        limits: LimitsChange { concurrency: Some(slots), ..LimitsChange::default() },
         ..ActionChange::default()
     };
-    node.put_action("guest", ACTION, change, None, false).await.unwrap()
+    node.put_action("guest", ACTION, change, None, true).await.unwrap()
 }
 
 pub(crate) async fn invoke(node: Node, hold_ms: u64, wait: Wait) -> Result<Invoked, InvokeError> {
@@ -54,13 +58,14 @@ pub(crate) struct Plan {
     /// For containers; one of its action takes all of the usual.
     pub(crate) memory: ByteSize,
     pub(crate) join: Option<SocketAddr>,
+    pub(crate) queue: u32,
     pub(crate) drain_deadline: Duration,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         let drain_deadline = ProtocolSection::default().drain_deadline;
-        Self { id: "n1", memory: ByteSize::mib(256), join: None, drain_deadline }
+        Self { id: "n1", memory: ByteSize::mib(256), join: None, queue: QUEUE, drain_deadline }
     }
 }
 
@@ -94,7 +99,7 @@ pub(crate) async fn start_as(
             join: plan.join.iter().map(SocketAddr::to_string).collect(),
             engine: EngineSection { memory: Some(plan.memory), ..EngineSection::default() },
             protocol: ProtocolSection {
-                queue_per_action: QUEUE,
+                queue_per_action: plan.queue,
                 drain_deadline: plan.drain_deadline,
                 ..ProtocolSection::default()
             },

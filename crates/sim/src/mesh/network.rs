@@ -162,6 +162,7 @@ impl World {
             Output::Event(Noted::HomeAsked { .. }) => self.note("home asked"),
             // The process engine's containers end with their node.
             Output::AdoptContainer { .. } | Output::DiscardFound { .. } => {}
+            Output::CameBack { .. } => self.note("came back"),
             Output::IntentAnswer { .. } | Output::Event(_) | Output::History(_) | Output::Drained { .. } => {}
         }
     }

@@ -41,6 +41,8 @@ pub(crate) fn config(setting: &Setting) -> Config {
         parallel_starts: 2,
         small_body_bytes: 1_000,
         answers_per_holder: 8,
+        // One less than ask, so that some are closed.
+        holders: setting.nodes - 1,
         waiting_per_action: setting.nodes,
         advert_interval_us: 100 * MS,
         decide_interval_us: 50 * MS,

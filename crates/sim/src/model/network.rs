@@ -129,6 +129,7 @@ impl State {
             | Output::DiscardFound { .. }
             | Output::Refuse { .. }
             | Output::Indeterminate { .. }
+            | Output::CameBack { .. }
             | Output::IntentAnswer { .. }
             | Output::Event(_)
             | Output::History(_)

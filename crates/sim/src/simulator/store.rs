@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use embermesh_core::ActivationId;
 use embermesh_node::registry::action::ActionEntry;
-use embermesh_node::store::journal::{Entry, Step};
+use embermesh_node::store::journal::{Entry, Started, Step};
 use embermesh_node::store::{
     ActivationFilter, ActivationRecord, ActivationSummary, Pruned, Retention, Store, StoreError,
 };
@@ -96,6 +96,11 @@ impl Disk {
             Step::Started(id, started) => {
                 if let Some(entry) = self.journal.iter_mut().find(|entry| entry.kept.id == *id) {
                     entry.started = Some(started.clone());
+                }
+            }
+            Step::CameBack(id, attempt) => {
+                if let Some(entry) = self.journal.iter_mut().find(|entry| entry.kept.id == *id) {
+                    entry.started = Started::nowhere(*attempt);
                 }
             }
             Step::Ended(id, record) => {

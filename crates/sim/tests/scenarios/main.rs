@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use embermesh_core::NodeId;
 use embermesh_node::config::ProtocolSection;
 use embermesh_node::invocation::{Call, InvokeError, Invoked, Wait};
 use embermesh_node::registry::action::{KeyValue, Kind};
@@ -127,6 +128,37 @@ fn an_activation_cut_off_on_its_way_is_indeterminate_and_run_again_only_if_its_u
 }
 
 #[test]
+fn a_202_that_a_peer_has_refused_runs_in_the_next_life_of_its_node_whatever_was_asked_of_that_peer_since() {
+    // Room for both containers, at the first node alone.
+    with_memory(5, [512, 128, 128], |mut mesh| {
+        for action in ["busy", "other"] {
+            create(&mut mesh, N3, action, 1, false);
+            assert_eq!(invoke(&mut mesh, N1, action).owner(), "n1");
+        }
+        mesh.pass(ADVERT).unwrap();
+        let busy = begin(&mesh, N1, "busy", 20_000);
+        mesh.until("the slot is taken", PROMPT, |mesh| mesh.node(N1).unwrap().status().running == 1).unwrap();
+        // Its body goes to n1, which shows a free slot still, and comes back.
+        let late = begin_for(&mesh, N2, "busy", 0, Duration::from_secs(2));
+        mesh.until("n1 has refused it", PROMPT, |mesh| {
+            mesh.node(N2).unwrap().look(|core, _| core.estimates().refusal(&NodeId::new("n1")) > 0)
+        })
+        .unwrap();
+        assert_eq!(invoke(&mut mesh, N2, "other").owner(), "n1", "a later request closes the number of that one");
+        let accepted = mesh.end("its caller waits no more", PROMPT, late).unwrap().unwrap();
+        let Invoked::Accepted { activation_id } = accepted else { panic!("{accepted:?}") };
+        mesh.crash(N2, Loses::Nothing);
+        mesh.until("n1 sees n2 dead", GOSSIP, |mesh| mesh.state_seen_by(N1, N2).as_deref() == Some("dead")).unwrap();
+        mesh.restart(N2);
+        mesh.until("all see all again", GOSSIP, |mesh| mesh.agree_on_live(&NODES)).unwrap();
+        answer(&mut mesh, busy);
+        let record = stored(&mut mesh, N2, activation_id);
+        assert_eq!(record.response.status, ActivationStatus::Success, "{record:?}");
+        assert_eq!(mesh.witness().runs_of(&record.activation_id), 1);
+    });
+}
+
+#[test]
 fn a_node_without_gossip_is_not_ready_until_it_gossips_again() {
     with_mesh(4, |mut mesh| {
         let reasons = |mesh: &World| mesh.node(N1).unwrap().not_ready();
@@ -174,12 +206,17 @@ fn a_node_that_starts_again_finds_its_mesh_although_the_address_it_joins_by_is_s
 
 /// Plays it in the seed's time, on nodes whose clocks differ within the promised bound.
 fn with_mesh(seed: u64, scenario: impl FnOnce(World) + Send + 'static) {
+    with_memory(seed, [2048; 3], scenario);
+}
+
+fn with_memory(seed: u64, memory_mb: [u64; 3], scenario: impl FnOnce(World) + Send + 'static) {
     on_a_thread_of_the_seed(seed, move || {
-        let node = |drift_ppm| NodeSetting { drift_ppm, wall_off_s: 0, memory_mb: 2048 };
+        let drifts = [4_000, -4_000, 0].into_iter();
+        let node = |(drift_ppm, memory_mb)| NodeSetting { drift_ppm, wall_off_s: 0, memory_mb };
         let setting = Setting {
             protocol: ProtocolSection::default(),
             gossip: Duration::from_millis(250),
-            nodes: [4_000, -4_000, 0].map(node).to_vec(),
+            nodes: drifts.zip(memory_mb).map(node).collect(),
             actions: Vec::new(),
             latency_ms: 4,
             adopts: false,
@@ -233,6 +270,10 @@ fn invoke(mesh: &mut World, at: usize, action: &'static str) -> Answer {
 }
 
 fn begin(mesh: &World, at: usize, action: &'static str, hold_ms: u64) -> Option<Pending<Ending>> {
+    begin_for(mesh, at, action, hold_ms, PATIENCE)
+}
+
+fn begin_for(mesh: &World, at: usize, action: &'static str, hold_ms: u64, wait: Duration) -> Option<Pending<Ending>> {
     mesh.begin(at, move |node| async move {
         let parameters = Parameters { work_ms: 5 + hold_ms, ..Parameters::default() };
         let call = Call {
@@ -242,7 +283,7 @@ fn begin(mesh: &World, at: usize, action: &'static str, hold_ms: u64) -> Option<
             transaction_id: "simulated".to_owned(),
             subject: "guest".to_owned(),
         };
-        node.invoke(call, Wait::For(PATIENCE)).await
+        node.invoke(call, Wait::For(wait)).await
     })
 }
 
@@ -265,6 +306,19 @@ fn record(mesh: &mut World, pending: Option<Pending<Ending>>) -> ActivationRecor
         Ok(Invoked::Ended(record)) => *record,
         other => panic!("the activation did not end with a record: {other:?}"),
     }
+}
+
+/// The record of one that nobody waits for.
+fn stored(mesh: &mut World, at: usize, id: String) -> ActivationRecord {
+    let record = mesh.begin(at, |node| async move {
+        loop {
+            match node.activation("guest", &id).await.unwrap() {
+                Some(record) => return ActivationRecord::clone(&record),
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    });
+    mesh.end("it has a record", PATIENCE, record).unwrap()
 }
 
 /// Slots of n1's containers that peers hold by lease, as n1 counts them.

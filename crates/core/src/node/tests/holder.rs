@@ -532,3 +532,41 @@ fn a_lease_whose_first_run_is_withdrawn_is_as_new_for_the_next() {
     let second = sent_run(&rig.invoke_sized(1, &spec, 100_000)).unwrap();
     assert_eq!((first.served, second.served), (Served::NewLease, Served::NewLease));
 }
+
+fn came_back(out: &[Output]) -> bool {
+    out.iter().any(|o| matches!(o, Output::CameBack { activation } if *activation == ActivationId(1)))
+}
+
+/// Activation 1 on a lease that is held, sent.
+fn leased(rig: &mut Rig, spec: &Arc<ActionSpec>) -> SendRun {
+    rig.held(9, spec, 1);
+    sent_run(&rig.invoke(1, spec)).unwrap()
+}
+
+#[test]
+fn whoever_noted_where_a_body_went_is_told_when_it_certainly_did_not_run_there() {
+    for denial in [Denial::Busy, Denial::NotTaken, Denial::StaleRequest, Denial::WrongEpoch] {
+        let (mut rig, spec) = (Rig::without_memory(), spec(1));
+        let reserve = carried(&mut rig, &spec);
+        assert!(came_back(&rig.tell(denied(&reserve.request, denial))), "{denial:?}");
+    }
+    for end in [RemoteEnd::NeverSent, RemoteEnd::Refused(RunRefusal::StaleRequest)] {
+        let (mut rig, spec) = (Rig::without_memory(), spec(1));
+        let run = leased(&mut rig, &spec);
+        assert!(came_back(&rig.tell(ended(&run.request, end))), "{end:?}");
+    }
+}
+
+#[test]
+fn nobody_is_told_that_it_did_not_run_as_long_as_a_copy_of_it_may_have() {
+    let (mut rig, spec) = (Rig::without_memory(), idempotent());
+    let reserve = carried(&mut rig, &spec);
+    assert!(!came_back(&rig.tell(failed(&reserve.request, false))), "it is asked for once more");
+    assert!(!came_back(&rig.tell(denied(&reserve.request, Denial::StaleRequest))), "nor if it is run again");
+    assert!(rig.node.knows_activation(ActivationId(1)));
+    let (mut rig, spec) = (Rig::without_memory(), idempotent());
+    let run = leased(&mut rig, &spec);
+    assert!(!came_back(&rig.tell(ended(&run.request, RemoteEnd::Unknown))));
+    assert!(!came_back(&rig.tell(ended(&run.request, RemoteEnd::NeverSent))));
+    assert!(rig.node.knows_activation(ActivationId(1)));
+}

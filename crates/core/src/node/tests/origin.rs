@@ -287,8 +287,9 @@ fn bodies_in_the_journal_count_against_the_nodes_bytes_until_they_are_dropped() 
 fn a_body_that_the_journal_has_already_is_counted_once_and_never_refused_for_its_bytes() {
     let mut rig = Rig::with(Config { queue_bytes: 1_000, ..Config::default() });
     let spec = spec(1);
-    rig.tell(Input::BodyKept { activation: ActivationId(1), bytes: 900 });
-    rig.tell(Input::BodyKept { activation: ActivationId(2), bytes: 900 });
+    let action = spec.action.clone();
+    rig.tell(Input::BodyKept { activation: ActivationId(1), action: action.clone(), bytes: 900 });
+    rig.tell(Input::BodyKept { activation: ActivationId(2), action, bytes: 900 });
     assert!(refused(&rig.invoke_journaled(1, &spec, 900, 0)).is_empty());
     assert_eq!((rig.node.queued_bytes, rig.node.kept_bytes), (0, 1_800));
 }

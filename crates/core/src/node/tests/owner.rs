@@ -448,3 +448,50 @@ fn a_start_for_a_peer_beside_one_of_an_older_revision_is_made_once() {
     assert_eq!(starts(&out), 1, "{out:?}");
     assert_eq!(rig.state(outdated), Some(Lifecycle::Starting));
 }
+
+/// What a holder in that epoch of its is answered.
+fn asks(rig: &mut Rig, spec: &Arc<ActionSpec>, holder: &str, epoch: u64, number: u64) -> Option<ReserveAnswer> {
+    answered(&rig.reserve_out(holder, spec, Ask { epoch, number, open_from: number, ..Ask::default() }))
+}
+
+#[test]
+fn an_owner_takes_new_holders_however_many_have_come_and_gone() {
+    let mut rig = Rig::with(Config { holders: 4, ..Config::default() });
+    let spec = spec(2);
+    let container = rig.warm(&spec);
+    for n in 1..=100 {
+        let holder = format!("h{n}");
+        let granted = asks(&mut rig, &spec, &holder, n, 1);
+        let Some(ReserveAnswer::Granted { fence, .. }) = granted else { panic!("{holder}: {granted:?}") };
+        let (holder, holder_epoch) = (NodeId::new(&holder), Epoch(n));
+        rig.tell(Input::ReleaseReceived { holder, holder_epoch, container: own(container), fence, keep: 0 });
+    }
+    for n in [1, 90] {
+        let late = asks(&mut rig, &spec, &format!("h{n}"), n, 1);
+        assert_eq!(denial(late), Some(Denial::StaleRequest), "a late copy of h{n}'s request");
+    }
+}
+
+#[test]
+fn a_holder_that_is_live_has_a_lease_or_a_run_here_is_not_closed_for_another() {
+    let mut rig = Rig::with(Config { holders: 3, ..Config::default() });
+    let spec = spec(4);
+    rig.warm(&spec);
+    rig.peer("live");
+    assert_eq!(denial(asks(&mut rig, &newer(&spec), "live", 1, 1)), Some(Denial::StaleRevision));
+    let runs = Ask { run: Some(7), epoch: 2, ..Ask::default() };
+    let Some(ReserveAnswer::Granted { run: Some(run), .. }) = answered(&rig.reserve_out("runs", &spec, runs)) else {
+        panic!()
+    };
+    rig.pass(10 * SECOND);
+    assert!(matches!(asks(&mut rig, &spec, "leases", 3, 1), Some(ReserveAnswer::Granted { .. })));
+    assert_eq!(denial(asks(&mut rig, &spec, "new", 4, 1)), Some(Denial::Full));
+    let container = rig.node.containers().next().unwrap().id.number;
+    rig.finish(container, run, RunEnd::Answered);
+    assert_eq!(denial(asks(&mut rig, &spec, "new", 4, 1)), Some(Denial::StaleRequest), "that one for good");
+    assert!(matches!(asks(&mut rig, &spec, "new", 4, 2), Some(ReserveAnswer::Granted { .. })));
+    assert!(matches!(asks(&mut rig, &spec, "leases", 3, 1), Some(ReserveAnswer::Granted { first: false, .. })));
+    let again = Ask { run: Some(7), epoch: 2, ..Ask::default() };
+    let late = answered(&rig.reserve_out("runs", &spec, again));
+    assert_eq!(denial(late), Some(Denial::StaleRequest), "its run had ended");
+}

@@ -389,7 +389,8 @@ async fn veto_release_and_leave_confirm_what_they_did() {
 
 #[tokio::test]
 async fn a_drain_lists_what_is_left() {
-    let server = TestServer::saying(200, r#"{"drained":true,"left":[],"at_peers":0,"owed":0}"#).await;
+    let server =
+        TestServer::saying(200, r#"{"drained":true,"left":[],"at_peers":0,"owed":0,"killed":2,"given_up":5}"#).await;
     let ran = run_line(&server.url, "drain --deadline 2m --force").await;
     assert_eq!(ran.exit, Exit::Ok);
     insta::assert_snapshot!(ran.answers, @r"
@@ -397,6 +398,8 @@ async fn a_drain_lists_what_is_left() {
     left            -
     calls at peers  0
     owed            0
+    killed          2
+    given up        5
     ");
     assert_eq!(server.asked()[0].body, json!({"deadline_ms": 120_000, "force": true}));
 

@@ -332,6 +332,18 @@ async fn closing_while_the_disk_fails_says_that_something_is_lost_and_leaves_it_
 }
 
 #[test]
+fn what_came_back_is_nowhere_and_keeps_the_number_of_its_attempt() {
+    let store = RedbStore::in_memory().unwrap();
+    let accepted = |id, attempt| Step::Accepted(kept(id), Some(here(attempt)));
+    let back = |id: u128, attempt| Step::CameBack(ActivationId(id), attempt);
+    store.commit_journal(&[accepted(1, 0), accepted(2, 2), accepted(3, 2)]).unwrap();
+    store.commit_journal(&[back(1, 0), back(2, 2)]).unwrap();
+    let started: Vec<_> = store.load_journal().unwrap().into_iter().map(|entry| entry.started).collect();
+    assert_eq!(started, [None, Started::nowhere(2), Some(here(2))]);
+    assert!(started[1].as_ref().is_some_and(Started::is_nowhere) && !here(2).is_nowhere());
+}
+
+#[test]
 fn pruning_records_leaves_the_journal_alone() {
     let store = RedbStore::in_memory().unwrap();
     store.commit_journal(&[Step::Accepted(kept(1), None), Step::Accepted(kept(2), Some(here(0)))]).unwrap();

@@ -66,6 +66,13 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
+    fn came_back(&mut self, id: ActivationId, attempt: u32) -> Result<(), StorageError> {
+        match Started::nowhere(attempt) {
+            Some(nowhere) => self.start(id, &nowhere),
+            None => self.started.remove(id.0).map(drop),
+        }
+    }
+
     fn forget(&mut self, id: ActivationId) -> Result<(), StorageError> {
         self.journal.remove(id.0)?;
         self.started.remove(id.0)?;
@@ -87,6 +94,7 @@ pub(super) fn commit(store: &RedbStore, steps: &[Step]) -> Result<(), StoreError
                     }
                 }
                 Step::Started(id, started) => tables.start(*id, started).map_err(failed(WRITE))?,
+                Step::CameBack(id, attempt) => tables.came_back(*id, *attempt).map_err(failed(WRITE))?,
                 Step::Ended(id, record) => {
                     let content = serde_json::to_vec(&**record).map_err(failed(WRITE))?;
                     let records = match &mut records {
