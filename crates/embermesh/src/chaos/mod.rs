@@ -19,6 +19,7 @@ mod timeline;
 mod traffic;
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
@@ -66,9 +67,22 @@ pub(crate) async fn run(args: ChaosRunArgs, output: &mut Output<'_>) -> Result<E
 }
 
 /// `embermesh chaos check DIR`.
-pub(crate) fn check(folder: &Path, output: &mut Output<'_>) -> Result<Exit, CommandError> {
-    let (_, checks) = checks::judge(folder).map_err(|e| CommandError::Input(e.to_string()))?;
+pub(crate) fn check(folder: &Path, timeline: Option<&Path>, output: &mut Output<'_>) -> Result<Exit, CommandError> {
+    let (evidence, checks) = checks::judge(folder).map_err(|e| CommandError::Input(e.to_string()))?;
+    if let Some(path) = timeline {
+        write_new(path, &timeline::draw(&evidence, &checks))?;
+    }
     tell(&checks, output)
+}
+
+fn write_new(path: &Path, text: &str) -> Result<(), CommandError> {
+    let written = std::fs::File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            CommandError::Conflict(format!("{} exists already, and is not touched: name a new file", path.display()))
+        }
+        _ => CommandError::Input(format!("the time line {} can't be written: {error}", path.display())),
+    })
 }
 
 /// Prints the verdicts; fails if something does not hold.
