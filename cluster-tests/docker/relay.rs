@@ -14,10 +14,13 @@ const REAL: &str = "/var/run/docker.sock";
 
 pub(crate) struct Relay {
     path: PathBuf,
-    /// Both ends of each connection; none once it has stopped.
-    open: Arc<Mutex<Option<BTreeMap<u64, [UnixStream; 2]>>>>,
+    /// None once it has stopped.
+    open: Arc<Mutex<Option<Open>>>,
     gate: Arc<Gate>,
 }
+
+/// Both ends of each connection.
+type Open = BTreeMap<u64, [UnixStream; 2]>;
 
 /// Where bytes wait while the engine stands still.
 #[derive(Default)]
@@ -31,7 +34,7 @@ struct Gate {
 impl Relay {
     pub(crate) fn start(path: &Path) -> Self {
         let listener = UnixListener::bind(path).unwrap();
-        let open = Arc::new(Mutex::new(Some(BTreeMap::new())));
+        let open = Arc::new(Mutex::new(Some(Open::new())));
         let relay = Self { path: path.to_owned(), open: open.clone(), gate: Arc::default() };
         let gate = relay.gate.clone();
         thread::spawn(move || {

@@ -39,10 +39,10 @@ pub(crate) enum Containers {
 }
 
 pub(crate) struct Ground {
+    /// With Docker one for each node; they go before the folder that their sockets are in.
+    pub(crate) relays: Vec<Relay>,
     pub(crate) mesh: Mesh,
     pub(crate) network: Network,
-    /// With Docker one for each node.
-    pub(crate) relays: Vec<Relay>,
     docker: Option<Docker>,
     disks: Vec<PathBuf>,
 }
@@ -66,7 +66,7 @@ impl Ground {
         let place = Place::new();
         let docker = (containers == Containers::Docker).then(|| Docker::of(&place));
         let mesh = Mesh { agents: Vec::new(), place };
-        let mut ground = Self { mesh, network, relays: Vec::new(), docker, disks: Vec::new() };
+        let mut ground = Self { relays: Vec::new(), mesh, network, docker, disks: Vec::new() };
         for n in 1..=NODES {
             ground.start(n, histories);
         }

@@ -1,7 +1,7 @@
 //! `embermesh chaos run`: a throw-away mesh of real agents, calls, faults, and the judgement of what came of it.
 //!
 //! `scenario` says what is to be done, `seeded` makes one of a seed, `possible` refuses what makes no sense. `run` does
-//! it, with `nemesis` for the faults and `traffic` for the calls; all that it sees goes into a folder as `evidence`.
+//! it, with `nemesis` for the faults (`relay` before Docker's socket) and `traffic` for the calls; all that it sees goes into a folder as `evidence`.
 //! `checks` judges such a folder, now or later, and `timeline` draws it.
 
 mod checks;
@@ -12,6 +12,7 @@ mod host;
 mod nemesis;
 mod possible;
 mod progress;
+mod relay;
 mod run;
 pub(crate) mod scenario;
 mod seeded;
