@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -62,7 +62,7 @@ enum Doing {
     Links,
     Stopped { hold: Hold, seen: u32 },
     Killed { epoch: u64 },
-    Full { ballast: File, path: PathBuf, refilled: u64, refused: bool },
+    Full { ballast: PathBuf, refused: bool },
     Drifting,
     Stalled,
     Container(Container),
@@ -150,12 +150,11 @@ impl<'a> Nemesis<'a> {
                 return if answer.status == 200 { Ok(Doing::Drifting) } else { Err(answer.to_string()) };
             }
             What::Fill => {
-                let path = ground.mesh[at].data_dir().join("ballast");
-                let mut ballast = File::create(&path).map_err(|error| error.to_string())?;
-                fill(&mut ballast)?;
+                let ballast = ground.mesh[at].data_dir().join("ballast");
+                fill(&ballast)?;
                 // Its store may have some room of its own.
                 let refused = (0..MOST_BURDENS).any(|_| self.traffic.burdens(at - 1));
-                return Ok(Doing::Full { ballast, path, refilled: 0, refused });
+                return Ok(Doing::Full { ballast, refused });
             }
             What::StallEngine => {
                 ground.relays[at - 1].stall();
@@ -202,11 +201,10 @@ impl<'a> Nemesis<'a> {
                 self.returning.insert(at, (epoch, self.made.len()));
                 Ok("it is started again".to_owned())
             }
-            Doing::Full { mut ballast, path, refilled, refused } => {
-                let refilled = refilled + fill(&mut ballast)?;
-                fs::remove_file(&path).map_err(|error| error.to_string())?;
+            Doing::Full { ballast, refused } => {
+                fs::remove_file(&ballast).map_err(|error| error.to_string())?;
                 match refused {
-                    true => Ok(format!("a call could not be promised; {refilled} bytes that became free were taken")),
+                    true => Ok("a large call could not be promised".to_owned()),
                     false => Err(format!("the node found room for {MOST_BURDENS} large calls")),
                 }
             }
@@ -277,7 +275,6 @@ impl<'a> Nemesis<'a> {
                     let pid = self.ground.mesh[faults[*n].nodes[0]].pid();
                     *seen += u32::from(state(pid) == Some('T'));
                 }
-                Doing::Full { ballast, refilled, .. } => *refilled += fill(ballast).unwrap_or(0),
                 Doing::Container(container) => container.look(),
                 _ => {}
             }
@@ -342,13 +339,13 @@ pub(crate) fn state(pid: i32) -> Option<char> {
     fs::read_to_string(format!("/proc/{pid}/stat")).ok()?.rsplit(") ").next()?.chars().next()
 }
 
-/// Takes all room that there is: how many bytes.
-fn fill(ballast: &mut File) -> Result<u64, String> {
-    let mut bytes = 0;
+/// Takes all room that there is.
+fn fill(path: &Path) -> Result<(), String> {
+    let mut file = File::create(path).map_err(|error| error.to_string())?;
     loop {
-        match ballast.write(&PIECE) {
-            Ok(count) => bytes += count as u64,
-            Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(bytes),
+        match file.write_all(&PIECE) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
             Err(error) => return Err(format!("the disk can't be filled: {error}")),
         }
     }

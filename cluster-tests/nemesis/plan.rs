@@ -17,7 +17,7 @@ const LASTS_MS: [u64; 2] = [1_500, 4_500];
 /// A stopped node has to outlast its leases, of 1 s.
 const STOPPED_MS: [u64; 2] = [2_000, 4_500];
 /// From the beginning of one fault to that of the next.
-const GAP_MS: [u64; 2] = [900, 4_000];
+const GAP_MS: [u64; 2] = [900, 2_500];
 /// A node that was killed serves again in that time.
 const COMES_BACK_MS: u64 = 3_000;
 /// Clocks stay within what the mesh promises to bear, and drift so much that it can be seen.
@@ -205,7 +205,7 @@ impl Fault {
             let ends = |n: &usize| links.nodes.contains(n) || links.peers == [*n];
             return other.what.takes_away() && other.nodes.iter().any(ends);
         }
-        self.nodes == new.nodes || (self.what.takes_away() && new.what.takes_away())
+        self.nodes == new.nodes
     }
 
     /// Sender and receiver of each link that suffers.

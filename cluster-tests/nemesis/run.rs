@@ -51,38 +51,77 @@ struct Moments {
     not_at_rest: Vec<String>,
 }
 
+/// What a run is made of.
+struct Run {
+    seed: u64,
+    length: Duration,
+    docker: bool,
+    /// Calls a second.
+    rate: f64,
+    faults: Vec<Fault>,
+    /// How to do the same again.
+    again: String,
+}
+
+impl Run {
+    fn of(containers: Containers) -> Self {
+        let (seed, seconds) = (setting("SEED").unwrap_or_else(any_seed), setting("SECONDS").unwrap_or(SECONDS));
+        let docker = containers == Containers::Docker;
+        let (length, name) = (Duration::from_secs(seconds), if docker { "docker" } else { "process" });
+        let again = format!(
+            "EMBERMESH_NEMESIS_SEED={seed} EMBERMESH_NEMESIS_SECONDS={seconds} \
+             cargo test -p embermesh --test nemesis {name} -- --nocapture"
+        );
+        // Docker takes a quarter of a second to start a container.
+        let rate = if docker { 10.0 } else { 30.0 };
+        Self { seed, length, docker, rate, faults: plan(seed, length, docker), again }
+    }
+}
+
 /// Panics with the report's folder unless every promise holds; an error tells what this host lacks.
 pub(crate) fn run(containers: Containers) -> Result<(), String> {
-    let (seed, length) = (setting("SEED").unwrap_or_else(any_seed), setting("SECONDS").unwrap_or(SECONDS));
-    let again = format!(
-        "EMBERMESH_NEMESIS_SEED={seed} EMBERMESH_NEMESIS_SECONDS={length} cargo test -p embermesh --test nemesis {} -- --nocapture",
-        if containers == Containers::Docker { "docker" } else { "process" },
-    );
-    eprintln!("{again}");
-    let (network, packets) = host(seed)?;
-    let length = Duration::from_secs(length);
+    let run = Run::of(containers);
+    eprintln!("{}", run.again);
+    let (network, packets) = host(run.seed)?;
     let report = Report::new();
     ground::keep_mounts_private();
     let mut ground = Ground::new(network, containers, &report.histories());
-    let docker = containers == Containers::Docker;
-    // Docker takes a quarter of a second to start a container.
-    let rate = if docker { 10.0 } else { 30.0 };
-    let notes = (!docker).then(|| report.notes());
-    let traffic = Traffic::new(&ground.mesh, notes, rate, seed);
-    let faults = plan(seed, length, docker);
-    let nemesis = Nemesis::new(&mut ground, &traffic, packets, report.histories(), seed);
-    let (mut moments, made, mut astray) = shake(nemesis, &traffic, &faults, length);
+    let notes = (!run.docker).then(|| report.notes());
+    let traffic = Traffic::new(&ground.mesh, notes, run.rate, run.seed);
+    let nemesis = Nemesis::new(&mut ground, &traffic, packets, report.histories(), run.seed);
+    let (mut moments, made, astray) = shake(nemesis, &traffic, &run);
     rest(&ground, &traffic, &mut moments);
     report.write_lines("records.jsonl", &records(&ground.mesh));
-    let End { astray: stayed, left_behind } = ground.end();
-    astray.extend(stayed);
+    let mut end = ground.end();
+    end.astray.extend(astray);
+    let panics = report.keep_logs(&ground.mesh);
     report.write_lines("faults.jsonl", &made);
     report.write_lines("requests.jsonl", &traffic.done());
-    report.write_scenario(&scenario(seed, length, rate, docker, &faults));
-    report.write_run(json!({
+    report.write_scenario(&scenario(&run));
+    report.write_run(told(&run, &traffic, moments, end, panics));
+    expect_all_held(&report, &run);
+    Ok(())
+}
+
+#[track_caller]
+fn expect_all_held(report: &Report, run: &Run) {
+    let verdicts = report.judge();
+    for Verdict { name, verdict, seen } in &verdicts {
+        eprintln!("{name:<40} {verdict:<10} {seen}");
+    }
+    let violated: Vec<&Verdict> = verdicts.iter().filter(|verdict| verdict.verdict == "violated").collect();
+    assert!(violated.is_empty(), "not everything holds, by {}:\n{violated:#?}", run.again);
+    for name in JUDGED.into_iter().chain(NOTED.into_iter().filter(|_| !run.docker)) {
+        assert!(verdicts.iter().any(|v| v.name == name && v.verdict == "held"), "{name} was not judged");
+    }
+}
+
+/// As `run.json` has it.
+fn told(run: &Run, traffic: &Traffic, moments: Moments, end: End, panics: Vec<String>) -> Value {
+    json!({
         "began_unix_ms": traffic.began_unix_us() / 1_000,
         "nodes": (1..=NODES).map(|n| format!("n{n}")).collect::<Vec<_>>(),
-        "again": again,
+        "again": run.again,
         "left_out": {},
         "faults_ended_ms": moments.faults_ended,
         "healed_ms": moments.healed,
@@ -91,20 +130,10 @@ pub(crate) fn run(containers: Containers) -> Result<(), String> {
         "held_back": traffic.held_back(),
         "not_at_rest": moments.not_at_rest,
         "at_rest_ms": moments.at_rest,
-        "agents_astray": astray,
-        "left_behind": left_behind,
-        "panics": report.keep_logs(&ground.mesh),
-    }));
-    let verdicts = report.judge();
-    for Verdict { name, verdict, seen } in &verdicts {
-        eprintln!("{name:<40} {verdict:<10} {seen}");
-    }
-    let violated: Vec<&Verdict> = verdicts.iter().filter(|verdict| verdict.verdict == "violated").collect();
-    assert!(violated.is_empty(), "not everything holds, by {again}:\n{violated:#?}");
-    for name in JUDGED.into_iter().chain(NOTED.into_iter().filter(|_| !docker)) {
-        assert!(verdicts.iter().any(|v| v.name == name && v.verdict == "held"), "{name} was not judged");
-    }
-    Ok(())
+        "agents_astray": end.astray,
+        "left_behind": end.left_behind,
+        "panics": panics,
+    })
 }
 
 /// What this host lacks, or a network with queues in it.
@@ -128,21 +157,16 @@ fn host(seed: u64) -> Result<(Network, Packets), String> {
 }
 
 /// Calls and faults, until everything has healed and all calls have ended.
-fn shake(
-    mut nemesis: Nemesis<'_>,
-    traffic: &Traffic,
-    faults: &[Fault],
-    length: Duration,
-) -> (Moments, Vec<Made>, Vec<String>) {
+fn shake(mut nemesis: Nemesis<'_>, traffic: &Traffic, run: &Run) -> (Moments, Vec<Made>, Vec<String>) {
     let mut moments = Moments::default();
     thread::scope(|scope| {
         scope.spawn(|| traffic.flow(scope));
         let caught = catch_unwind(AssertUnwindSafe(|| {
-            nemesis.rage(faults);
+            nemesis.rage(&run.faults);
             moments.faults_ended = traffic.now_ms();
             moments.not_healed = heal(&mut nemesis, traffic);
             moments.healed = moments.not_healed.is_empty().then(|| traffic.now_ms());
-            while u128::from(traffic.now_ms()) < length.as_millis() {
+            while u128::from(traffic.now_ms()) < run.length.as_millis() {
                 thread::sleep(LOOK_EVERY);
             }
         }));
@@ -236,27 +260,27 @@ fn ask(agent: &Agent, path: &str) -> Option<Value> {
 }
 
 /// As `embermesh chaos run` would be told it, as near as that comes.
-fn scenario(seed: u64, length: Duration, rate: f64, docker: bool, faults: &[Fault]) -> Value {
+fn scenario(run: &Run) -> Value {
     let action = |(name, concurrency, ms, weight): (&str, u32, [u64; 2], u64)| json!({"name": name, "concurrency": concurrency, "ms": ms, "weight": weight});
     json!({
-        "duration": format!("{}s", length.as_secs()),
-        "seed": seed,
+        "duration": format!("{}s", run.length.as_secs()),
+        "seed": run.seed,
         "mesh": {
             "nodes": NODES,
-            "engine": if docker { "docker" } else { "process" },
+            "engine": if run.docker { "docker" } else { "process" },
             "memory": ground::MEMORY,
         },
         "workload": {
-            "rate": rate,
+            "rate": run.rate,
             "blocking": BLOCKING,
             "actions": ACTIONS.map(action),
         },
         "expect": {
             "healed_within": HEALED_WITHIN,
             // A third of what is called, whatever happens.
-            "successes": (rate * length.as_secs_f64() / 3.0) as u64,
+            "successes": (run.rate * run.length.as_secs_f64() / 3.0) as u64,
         },
-        "faults": faults.iter().map(Fault::in_scenario).collect::<Vec<_>>(),
+        "faults": run.faults.iter().map(Fault::in_scenario).collect::<Vec<_>>(),
     })
 }
 
