@@ -17,6 +17,7 @@ use crate::containers::{self, Container};
 use crate::ground::Ground;
 use crate::packets::{Harm, Packets};
 use crate::plan::{Fault, What};
+use crate::support::Agent;
 use crate::support::agent::BINARY;
 use crate::support::network::mesh_addr;
 use crate::traffic::Traffic;
@@ -26,6 +27,8 @@ use crate::{NODES, dice::Dice};
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// For an agent that may not answer to tell how it is.
 const ASKED: Duration = Duration::from_millis(500);
+/// For an agent to take a fault.
+const TAKES: Duration = Duration::from_secs(5);
 /// Calls with a large body that a node with a full disk may have room for.
 const MOST_BURDENS: usize = 12;
 static PIECE: [u8; 1 << 16] = [0x5a; 1 << 16];
@@ -88,7 +91,7 @@ impl<'a> Nemesis<'a> {
         Self { ground, traffic, packets, histories, active, returning, made, dice, astray }
     }
 
-    /// Does all of it; returns when the last fault has ended and everybody is back.
+    /// Does all of it; returns when the last fault has ended. Who was killed last may not be back.
     pub(crate) fn rage(&mut self, faults: &[Fault]) {
         let both = |(n, fault): (usize, &Fault)| [(fault.from_ms, true, n), (fault.to_ms, false, n)];
         let mut moments: Vec<(u64, bool, usize)> = faults.iter().enumerate().flat_map(both).collect();
@@ -146,8 +149,8 @@ impl<'a> Nemesis<'a> {
                 return Ok(Doing::Killed { epoch });
             }
             What::Drift(ppm) => {
-                let answer = ground.mesh[at].post("/mesh/v1/faults", &json!({"clock_drift_ppm": ppm}));
-                return if answer.status == 200 { Ok(Doing::Drifting) } else { Err(answer.to_string()) };
+                drift(&ground.mesh[at], ppm)?;
+                return Ok(Doing::Drifting);
             }
             What::Fill => {
                 let ballast = ground.mesh[at].data_dir().join("ballast");
@@ -209,10 +212,7 @@ impl<'a> Nemesis<'a> {
                 }
             }
             Doing::Drifting => {
-                let healed = self.ground.mesh[at].post("/mesh/v1/faults", &json!({"clock_drift_ppm": 0}));
-                if healed.status != 200 {
-                    return Err(format!("it could not be ended: {healed}"));
-                }
+                drift(&self.ground.mesh[at], 0)?;
                 let What::Drift(ppm) = fault.what else { return Err("it has no rate".to_owned()) };
                 self.drifted(at, from_ms, ppm)
             }
@@ -337,6 +337,16 @@ impl Drop for Hold {
 /// As in `/proc/PID/stat`: `T` is stopped.
 pub(crate) fn state(pid: i32) -> Option<char> {
     fs::read_to_string(format!("/proc/{pid}/stat")).ok()?.rsplit(") ").next()?.chars().next()
+}
+
+/// Has an agent's clock run fast or slow.
+fn drift(agent: &Agent, ppm: i64) -> Result<(), String> {
+    let change = json!({"clock_drift_ppm": ppm}).to_string();
+    match agent.try_call_within(TAKES, "POST", "/mesh/v1/faults", change.as_bytes()) {
+        Ok(answer) if answer.status == 200 => Ok(()),
+        Ok(answer) => Err(format!("a drift of {ppm} ppm was not taken: {answer}")),
+        Err(error) => Err(format!("a drift of {ppm} ppm was not taken: {error}")),
+    }
 }
 
 /// Takes all room that there is.
