@@ -96,4 +96,9 @@ how = 'stall'
 at = '14s'
 for = '3s'
 nodes = ['n3']
+[[faults]]
+kind = 'disk'
+at = '14s'
+for = '2s'
+nodes = ['n1']
 ";

@@ -88,7 +88,8 @@ impl Ground {
         for (name, value) in TIMES {
             settings = settings.set(name, value);
         }
-        mount_small_disk(&settings.data_dir, &place.file(&format!("disk-{n}")));
+        let shared = self.docker.is_some();
+        mount_small_disk(&settings.data_dir, &place.file(&format!("disk-{n}")), shared);
         self.disks.push(settings.data_dir.clone());
         self.mesh.agents.push(settings.start());
     }
@@ -154,9 +155,8 @@ impl Ground {
 
     fn unmount(&mut self) {
         for disk in self.disks.drain(..) {
-            // What is mounted in it first.
-            run("umount", &[&disk.join("containers").display().to_string()]);
-            run("umount", &[&disk.display().to_string()]);
+            // With what is mounted in it.
+            run("umount", &["--recursive", &disk.display().to_string()]);
         }
     }
 }
@@ -179,17 +179,22 @@ impl Drop for Ground {
     }
 }
 
-/// Puts a small disk there, all but the folder of containers: that Docker has to see, and a full one would only mean that
-/// none can be made.
-fn mount_small_disk(at: &Path, aside: &Path) {
+/// Puts a small disk there. `shared`: Docker has to see the folder of containers, and looks from outside, so that one stays
+/// where it is.
+fn mount_small_disk(at: &Path, aside: &Path, shared: bool) {
     let containers = at.join("containers");
-    fs::create_dir_all(&containers).unwrap();
-    fs::create_dir(aside).unwrap();
-    let [disk, containers, aside] = [at, &containers, aside].map(|path| path.display().to_string());
-    run("mount", &["--bind", &containers, &aside]);
+    let [disk, inside, outside] = [at, &containers, aside].map(|path| path.display().to_string());
+    fs::create_dir_all(at).unwrap();
+    if shared {
+        fs::create_dir(&containers).unwrap();
+        fs::create_dir(aside).unwrap();
+        run("mount", &["--bind", &inside, &outside]);
+    }
     run("mount", &["-t", "tmpfs", "-o", SMALL_DISK, "none", &disk]);
-    fs::create_dir(&containers).unwrap();
-    run("mount", &["--move", &aside, &containers]);
+    if shared {
+        fs::create_dir(&containers).unwrap();
+        run("mount", &["--move", &outside, &inside]);
+    }
 }
 
 #[track_caller]

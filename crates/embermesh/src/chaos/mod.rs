@@ -124,7 +124,7 @@ fn wanted(args: &ChaosRunArgs) -> Result<Scenario, CommandError> {
         let wishes = seeded::Wishes {
             nodes: args.nodes.unwrap_or(DEFAULT_NODES),
             duration: args.duration.map_or(DEFAULT_DURATION, Span),
-            kinds: kinds.into_iter().filter(|kind| host::lacks(*kind, engine(args, None)).is_none()).collect(),
+            kinds: kinds.into_iter().filter(|kind| host::lacks(*kind).is_none()).collect(),
             seed: args.seed.unwrap_or_else(host::any_seed),
             engine: engine(args, None),
         };
@@ -157,7 +157,7 @@ fn feasible(mut scenario: Scenario, args: &ChaosRunArgs) -> Result<(Scenario, BT
         (None, some) => some.to_vec(),
     };
     for kind in asked {
-        if let Some(why) = host::lacks(kind, scenario.mesh.engine) {
+        if let Some(why) = host::lacks(kind) {
             left_out.insert(kind, why);
         } else if !scenario.faults.iter().any(|fault| fault.kind == kind) {
             left_out.insert(kind, format!("{} have no room for it: give a longer --duration", scenario.duration));

@@ -63,7 +63,7 @@ pub(super) async fn run(scenario: Scenario, left_out: BTreeMap<Kind, String>, fo
     let done = {
         let work = async {
             for node in mesh.nodes.iter().filter(|node| small_disks.contains(&node.id)) {
-                host::mount_small_disk(&node.data_dir)?;
+                host::mount_small_disk(&node.data_dir, mesh.docker)?;
                 mounted.push(node.data_dir.clone());
             }
             let relays = if mesh.docker { stand_before_docker(&mut mesh)? } else { Vec::new() };
