@@ -25,10 +25,9 @@ use crate::{NODES, dice::Dice};
 
 /// How often what is on now is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// For an agent that may not answer to tell how it is.
+/// For an agent that may not be back to tell how it is, and for one that is there.
 const ASKED: Duration = Duration::from_millis(500);
-/// For an agent to take a fault.
-const TAKES: Duration = Duration::from_secs(5);
+const TELLS: Duration = Duration::from_secs(10);
 /// Calls with a large body that a node with a full disk may have room for.
 const MOST_BURDENS: usize = 12;
 static PIECE: [u8; 1 << 16] = [0x5a; 1 << 16];
@@ -144,7 +143,7 @@ impl<'a> Nemesis<'a> {
             What::Reorder(share) => packets.worsen(network, n, Harm::Reorder(share), &links),
             What::Stop => return Ok(Doing::Stopped { hold: Hold::of(ground.mesh[at].pid()), seen: 0 }),
             What::Kill => {
-                let epoch = self.epoch(at).ok_or("it did not tell its epoch before")?;
+                let epoch = self.epoch(at, TELLS).ok_or("it did not tell its epoch before")?;
                 self.ground.mesh.agent(at).kill();
                 return Ok(Doing::Killed { epoch });
             }
@@ -176,12 +175,13 @@ impl<'a> Nemesis<'a> {
             nodes = vec![container.owner];
         }
         let bitten = self.unmake(n, fault, doing, from_ms);
+        let to_ms = self.traffic.now_ms();
         let (says, failed) = match bitten {
             Ok(seen) => (format!("{fault}: {seen}"), None),
             Err(why) => (fault.to_string(), Some(why)),
         };
-        let to_ms = self.traffic.now_ms();
-        eprintln!("{:>7.1}s  over: {says}{}", to_ms as f64 / 1000.0, failed.as_deref().unwrap_or_default());
+        let failure = failed.as_ref().map(|why| format!(": FAILED, {why}")).unwrap_or_default();
+        eprintln!("{:>7.1}s  over: {says}{failure}", to_ms as f64 / 1000.0);
         let nodes = nodes.iter().map(|n| format!("n{n}")).collect();
         self.made.push(Made { kind: fault.kind(), nodes, says, from_ms, to_ms, failed });
     }
@@ -301,11 +301,11 @@ impl<'a> Nemesis<'a> {
     fn is_back(&self, at: usize) -> bool {
         let (before, _) = self.returning[&at];
         let answer = self.ground.mesh[at].try_call_within(ASKED, "GET", "/readyz", b"");
-        answer.is_ok_and(|answer| answer.status == 200) && self.epoch(at).is_some_and(|epoch| epoch > before)
+        answer.is_ok_and(|answer| answer.status == 200) && self.epoch(at, ASKED).is_some_and(|epoch| epoch > before)
     }
 
-    fn epoch(&self, at: usize) -> Option<u64> {
-        let answer = self.ground.mesh[at].try_call_within(ASKED, "GET", "/mesh/v1/status", b"").ok()?;
+    fn epoch(&self, at: usize, patience: Duration) -> Option<u64> {
+        let answer = self.ground.mesh[at].try_call_within(patience, "GET", "/mesh/v1/status", b"").ok()?;
         answer.json()["epoch"].as_u64()
     }
 }
@@ -342,7 +342,7 @@ pub(crate) fn state(pid: i32) -> Option<char> {
 /// Has an agent's clock run fast or slow.
 fn drift(agent: &Agent, ppm: i64) -> Result<(), String> {
     let change = json!({"clock_drift_ppm": ppm}).to_string();
-    match agent.try_call_within(TAKES, "POST", "/mesh/v1/faults", change.as_bytes()) {
+    match agent.try_call_within(TELLS, "POST", "/mesh/v1/faults", change.as_bytes()) {
         Ok(answer) if answer.status == 200 => Ok(()),
         Ok(answer) => Err(format!("a drift of {ppm} ppm was not taken: {answer}")),
         Err(error) => Err(format!("a drift of {ppm} ppm was not taken: {error}")),
