@@ -29,6 +29,16 @@ fn a_report_is_judged_by_what_is_in_it_and_refused_if_it_was_damaged() {
     let report = tool.path("report");
     assert_eq!(tool.run(&["check", "report"]).status.code(), Some(0));
 
+    // Its time line can be drawn again, and into no file that is there.
+    let drawn = ["check", "report", "--timeline", "again.html"];
+    assert_eq!(tool.run(&drawn).status.code(), Some(0));
+    let pages = ["report/timeline.html", "again.html"].map(|page| fs::read_to_string(tool.path(page)).unwrap());
+    assert_eq!(pages[0], pages[1]);
+    let (code, said) = tool.refused(&drawn);
+    assert!(code == Some(4) && said.contains("again.html exists already"), "{said}");
+    let (code, said) = tool.refused(&["check", "report/history/n1.history", "--timeline", "other.html"]);
+    assert!(code == Some(2) && said.contains("time line"), "{said}");
+
     // Something happened that must not: each is seen, and by its name.
     let records = fs::read_to_string(report.join("records.jsonl")).unwrap();
     let requests = fs::read_to_string(report.join("requests.jsonl")).unwrap();

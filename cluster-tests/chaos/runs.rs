@@ -42,7 +42,7 @@ fn five_agents_under_all_faults_keep_every_promise_and_heal() {
 }
 
 #[test]
-fn containers_of_docker_that_are_killed_and_paused_behind_their_agents_backs_break_no_promise() {
+fn containers_killed_and_paused_behind_their_agents_backs_and_a_docker_that_hangs_break_no_promise() {
     let docker = Command::new("docker").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !docker.is_ok_and(|status| status.success()) {
         let required = std::env::var("EMBERMESH_REQUIRE_DOCKER").as_deref() == Ok("1");
@@ -58,6 +58,9 @@ fn containers_of_docker_that_are_killed_and_paused_behind_their_agents_backs_bre
     let verdicts = verdicts(&tool.path("report"));
     let of = |name: &str| verdicts.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect::<Vec<_>>();
     assert_eq!(of("A1_started_at_most_once"), ["not_judged", "held"]);
+    let faults = std::fs::read_to_string(tool.path("report").join("faults.jsonl")).unwrap();
+    let held = faults.lines().filter(|line| line.contains(" bytes had to wait") && !line.contains(" 0 bytes")).count();
+    assert_eq!(held, 1, "{faults}");
     tool.expect_nothing_left();
 }
 
@@ -87,4 +90,15 @@ kind = 'kill'
 at = '11s'
 for = '2s'
 nodes = ['n2']
+[[faults]]
+kind = 'engine'
+how = 'stall'
+at = '14s'
+for = '3s'
+nodes = ['n3']
+[[faults]]
+kind = 'disk'
+at = '14s'
+for = '2s'
+nodes = ['n1']
 ";

@@ -34,9 +34,15 @@ pub(crate) fn is_here() -> bool {
 /// `docker ARGS`, of which something is expected.
 #[track_caller]
 pub(crate) fn docker(args: &[&str]) -> String {
+    try_docker(args).unwrap_or_else(|said| panic!("docker {args:?}: {said}"))
+}
+
+/// The same, where it may as well fail: then what it complains of.
+pub(crate) fn try_docker(args: &[&str]) -> Result<String, String> {
     let output = Command::new("docker").args(args).output().unwrap();
-    assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    let said = if output.status.success() { &output.stdout } else { &output.stderr };
+    let said = String::from_utf8_lossy(said).trim().to_owned();
+    if output.status.success() { Ok(said) } else { Err(said) }
 }
 
 /// What a test with Docker needs to be set at each node.

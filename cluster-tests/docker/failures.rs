@@ -102,4 +102,36 @@ fn while_the_engine_is_gone_the_node_says_so_serves_what_runs_and_recovers_by_it
     until("the node is ready again", || mesh[1].get("/readyz").status == 200);
     mesh[1].run("fresh", &json!({}));
     assert_eq!(mesh[1].run("runs", &json!({})).container(), first.container());
+    // It needs the engine for that.
+    drop(mesh);
+}
+
+#[test]
+fn while_the_engine_hangs_the_node_says_so_serves_what_runs_and_goes_on_when_it_does() {
+    if !is_here() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("docker.sock");
+    let relay = Relay::start(&socket);
+    let mesh = DockerMesh::with(1, |node| node.set("EMBERMESH_DOCKER_SOCKET", socket.to_str().unwrap()));
+    mesh[1].create_builtin("runs", "echo", 1);
+    mesh[1].create_builtin("fresh", "echo", 1);
+    let first = mesh[1].run("runs", &json!({}));
+
+    relay.stall();
+    let api = *mesh[1];
+    let waiting = std::thread::spawn(move || api.invoke("fresh", &json!({})));
+    within(Duration::from_secs(10), "the node says that it is not ready", || {
+        let answer = mesh[1].get("/readyz");
+        (answer.status == 503 && answer.json().to_string().contains("docker.sock")).then_some(())
+    });
+    assert_eq!(mesh[1].run("runs", &json!({})).container(), first.container());
+
+    assert!(relay.go_on() > 0, "nothing was said to the engine meanwhile");
+    until("the node is ready again", || mesh[1].get("/readyz").status == 200);
+    // It waited, or was told of the engine; whatever had begun is of use or gone.
+    let waited = waiting.join().unwrap();
+    assert!(waited.status == 200 || waited.error().contains("docker.sock"), "{}", waited.record);
+    mesh[1].run("fresh", &json!({}));
 }

@@ -2,14 +2,13 @@
 //! dropped one way and both ways, delayed, lost and reordered by the kernel, and agents that are stopped for longer than
 //! a lease lasts. Everything is in a namespace of the test's thread: it is gone with the test.
 
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
-use crate::support::{Mesh, Place, Settings, until, within};
+use crate::support::network::{Network, PEERS, host};
+use crate::support::{Mesh, Place, until, within};
 use crate::traffic::Traffic;
 
 const NODES: usize = 5;
@@ -19,16 +18,10 @@ const LONGER_THAN_A_LEASE: Duration = Duration::from_millis(1_500);
 const CUT: Duration = Duration::from_secs(3);
 const HEALED: Duration = Duration::from_secs(10);
 
-/// A network of namespaces, one a node, on a bridge.
-struct Network {
-    /// Each keeps its namespace there.
-    holders: Vec<Child>,
-}
-
 #[test]
 fn agents_in_namespaces_of_their_own_bear_a_bad_network_and_heal() {
     // A thread of its own: what is unshared is unshared for good.
-    let told = thread::spawn(|| match Network::new() {
+    let told = thread::spawn(|| match Network::new(NODES) {
         Some(network) => bear(&network),
         None => eprintln!("SKIPPED: network namespaces need root"),
     });
@@ -39,13 +32,7 @@ fn agents_in_namespaces_of_their_own_bear_a_bad_network_and_heal() {
 
 fn bear(network: &Network) {
     let place = Place::new();
-    let settings = |n: usize| {
-        let own = Settings::new(&place, &format!("n{n}")).arg("--insecure");
-        let join = if n > 1 { vec![address(1, 7411).parse().unwrap()] } else { Vec::new() };
-        let (mesh, api) = (address(n, 7411).parse().unwrap(), address(n, 3233).parse().unwrap());
-        Settings { mesh, api, join, namespace: Some(network.holders[n - 1].id()), ..own }
-    };
-    let agents = (1..=NODES).map(|n| settings(n).start()).collect();
+    let agents = (1..=NODES).map(|n| network.settings(&place, n).start()).collect();
     let mesh = Mesh { agents, place };
     mesh.await_all_live();
     let traffic = Traffic::new(&mesh);
@@ -98,28 +85,9 @@ fn bear(network: &Network) {
 }
 
 impl Network {
-    /// `None` where namespaces can't be made.
-    fn new() -> Option<Self> {
-        unshare(CloneFlags::CLONE_NEWNET).ok()?;
-        ip("link set lo up");
-        ip("link add hub type bridge");
-        ip(&format!("addr add {} dev hub", network_address(254)));
-        ip("link set hub up");
-        let network = Self { holders: (0..NODES).map(|_| holder()).collect() };
-        for n in 1..=NODES {
-            let pid = network.holders[n - 1].id();
-            ip(&format!("link add v{n} type veth peer name eth0 netns {pid}"));
-            ip(&format!("link set v{n} master hub up"));
-            network.at(n, "ip link set lo up");
-            network.at(n, &format!("ip addr add {} dev eth0", network_address(n)));
-            network.at(n, "ip link set eth0 up");
-        }
-        Some(network)
-    }
-
     /// What one sends does not arrive at the other.
     fn cut(&self, sender: usize, receiver: usize) {
-        self.at(receiver, &format!("iptables -A INPUT -s 10.9.0.{sender} -j DROP"));
+        self.at(receiver, &format!("iptables -A INPUT -s {} -j DROP", host(sender)));
     }
 
     fn cut_both(&self, one: usize, other: usize) {
@@ -130,7 +98,7 @@ impl Network {
     /// A share of what other nodes send to it gets lost.
     fn lose(&self, n: usize, share: f64) {
         let chance = format!("-m statistic --mode random --probability {share}");
-        self.at(n, &format!("iptables -A INPUT -s 10.9.0.0/28 {chance} -j DROP"));
+        self.at(n, &format!("iptables -A INPUT -s {PEERS} {chance} -j DROP"));
     }
 
     fn heal(&self) {
@@ -149,50 +117,6 @@ impl Network {
     fn mend(&self) {
         (1..=NODES).for_each(|n| self.at(n, "tc qdisc del dev eth0 root"));
     }
-
-    #[track_caller]
-    fn at(&self, n: usize, line: &str) {
-        assert!(self.try_at(n, line), "{line} at n{n}");
-    }
-
-    fn try_at(&self, n: usize, line: &str) -> bool {
-        let pid = self.holders[n - 1].id().to_string();
-        let words = ["--target", &pid, "--net", "--"].into_iter().chain(line.split(' '));
-        Command::new("nsenter").args(words).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for holder in &mut self.holders {
-            let _ = holder.kill();
-            let _ = holder.wait();
-        }
-    }
-}
-
-/// A process that does nothing, in a network namespace of its own; it ends with this one.
-fn holder() -> Child {
-    let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-    let mut command = Command::new("unshare");
-    let child = command.args(["--net", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let namespace = format!("/proc/{}/ns/net", child.id());
-    until("the namespace is there", || std::fs::read_link(&namespace).is_ok_and(|there| there != own));
-    child
-}
-
-#[track_caller]
-fn ip(line: &str) {
-    let status = Command::new("ip").args(line.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {line}");
-}
-
-fn address(n: usize, port: u16) -> String {
-    format!("10.9.0.{n}:{port}")
-}
-
-fn network_address(n: usize) -> String {
-    format!("10.9.0.{n}/24")
 }
 
 /// Lets time pass: how long something is broken is the fault itself.

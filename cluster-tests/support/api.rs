@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// The longest that any call of a test may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest that any call of a test may take: an activation waits for at most 60 s in its queue.
+const PATIENCE: Duration = Duration::from_secs(75);
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Api(pub(crate) SocketAddr);
@@ -56,7 +56,19 @@ impl Api {
     }
 
     pub(crate) fn try_call(&self, method: &str, path: &str, body: &[u8]) -> io::Result<Answer> {
+        self.try_call_within(PATIENCE, method, path, body)
+    }
+
+    /// The same, of a node that may not answer.
+    pub(crate) fn try_call_within(
+        &self,
+        patience: Duration,
+        method: &str,
+        path: &str,
+        body: &[u8],
+    ) -> io::Result<Answer> {
         let mut stream = self.send(method, path, body)?;
+        stream.set_read_timeout(Some(patience))?;
         let mut all = Vec::new();
         stream.read_to_end(&mut all)?;
         let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, String::from_utf8_lossy(&all).into_owned());

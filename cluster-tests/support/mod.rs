@@ -7,6 +7,7 @@
 pub(crate) mod agent;
 pub(crate) mod api;
 pub(crate) mod mesh;
+pub(crate) mod network;
 pub(crate) mod place;
 
 use std::sync::Barrier;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 pub(crate) use agent::{Agent, Settings};
 pub(crate) use api::{Answer, Api, Ran, container_path};
 pub(crate) use mesh::{Mesh, Plan};
+pub(crate) use network::Network;
 pub(crate) use place::Place;
 
 /// For what should happen soon, on a machine that is busy with other tests.

@@ -65,6 +65,8 @@ pub(crate) struct LocalNode {
     pub(crate) client: Client,
     pub(crate) data_dir: PathBuf,
     pub(crate) mesh: SocketAddr,
+    /// The Docker engine's socket, if it is to use another one than usual.
+    pub(crate) engine_socket: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -85,7 +87,8 @@ impl LocalMesh {
             let (mesh, api) = free_addresses()?;
             let base: BaseUrl = format!("http://{api}").parse().map_err(anyhow::Error::msg)?;
             let client = Client::new(base, DEADLINE);
-            nodes.push(LocalNode { data_dir: folder.path().join(&id), id, api, client, mesh, child: None });
+            let (data_dir, engine_socket) = (folder.path().join(&id), None);
+            nodes.push(LocalNode { data_dir, id, api, client, mesh, engine_socket, child: None });
         }
         let path = folder.path().to_owned();
         Ok(Self { nodes, docker: setup.docker, cluster, setup, path, folder: Some(folder) })
@@ -132,6 +135,9 @@ impl LocalMesh {
         }
         if self.docker {
             command.args(["--engine", "docker"]);
+        }
+        if let Some(socket) = &node.engine_socket {
+            command.env("EMBERMESH_DOCKER_SOCKET", socket);
         }
         if let Some(histories) = &self.setup.histories {
             command.arg("--history").arg(histories.join(format!("{}.history", node.id)));

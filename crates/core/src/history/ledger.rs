@@ -19,6 +19,8 @@ pub struct Ledger {
     pub(super) activations: BTreeMap<ActivationId, Activation>,
     /// Containers whose removal has begun.
     pub(super) removed: BTreeSet<ContainerId>,
+    /// Whether it is told what enters containers.
+    tells_insides: bool,
 }
 
 /// One life of a node.
@@ -34,6 +36,8 @@ pub(super) struct Life {
     pub(super) grants: BTreeMap<RequestId, Fence>,
     /// Which attempt each run is, runs that have ended included.
     pub(super) attempts: BTreeMap<RunId, Attempt>,
+    /// Runs that have begun, and neither entered their container nor ended.
+    outside: BTreeSet<RunId>,
     /// Which attempt's body each request carried.
     pub(super) bodies: BTreeMap<RequestId, Attempt>,
     /// The newest epoch of each peer that this life was shown.
@@ -213,15 +217,18 @@ impl Ledger {
             }
             What::RunBegan { run, attempt, .. } => {
                 life.attempts.insert(*run, *attempt);
+                life.outside.insert(*run);
                 let activation = self.activations.entry(attempt.activation).or_default();
                 *activation.begun.entry(attempt.attempt).or_default() += 1;
             }
-            What::RunEnded { run, end: RunEnd::NeverStarted | RunEnd::Withdrawn, .. } => {
-                if let Some(attempt) = life.attempts.get(run)
-                    && let Some(activation) = self.activations.get_mut(&attempt.activation)
-                    && let Some(begun) = activation.begun.get_mut(&attempt.attempt)
-                {
-                    *begun = begun.saturating_sub(1);
+            What::Entered { run, .. } => {
+                life.outside.remove(run);
+                self.tells_insides = true;
+            }
+            What::RunEnded { run, end, .. } => {
+                life.outside.remove(run);
+                if let (RunEnd::NeverStarted | RunEnd::Withdrawn, Some(attempt)) = (end, life.attempts.get(run)) {
+                    never_ran(&mut self.activations, attempt);
                 }
             }
             _ => {}
@@ -234,6 +241,11 @@ impl Ledger {
         for activation in orphans.filter(|a| a.end.is_none()) {
             activation.orphaned = true;
         }
+        // Who would have handed these over is gone.
+        let before = self.lives.remove(&record.node).filter(|_| self.tells_insides);
+        for run in before.iter().flat_map(|life| life.outside.iter().filter_map(|run| life.attempts.get(run))) {
+            never_ran(&mut self.activations, run);
+        }
         let life = Life {
             epoch: record.epoch,
             premises,
@@ -242,10 +254,18 @@ impl Ledger {
             hands_over: false,
             grants: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            outside: BTreeSet::new(),
             bodies: BTreeMap::new(),
             shown: BTreeMap::new(),
         };
         self.lives.insert(record.node.clone(), life);
+    }
+}
+
+/// A run of this attempt provably never reached its container.
+fn never_ran(activations: &mut BTreeMap<ActivationId, Activation>, attempt: &Attempt) {
+    if let Some(begun) = activations.get_mut(&attempt.activation).and_then(|a| a.begun.get_mut(&attempt.attempt)) {
+        *begun = begun.saturating_sub(1);
     }
 }
 
@@ -458,7 +478,7 @@ mod tests {
 
     use crate::config::Config;
     use crate::history::{End, Judge, Record, What};
-    use crate::ids::{ActionId, ActionSpec, ActivationId, Epoch, NodeId, Revision};
+    use crate::ids::{ActionId, ActionSpec, ActivationId, Epoch, NodeId, Revision, RunId};
     use crate::input::RunEnd;
     use crate::output::Output;
     use crate::{Input, Node, Time};
@@ -533,6 +553,29 @@ mod tests {
         step(&mut judge, &mut second, 2_000_000, invoke(1));
         let ended = step(&mut judge, &mut second, 2_000_001, Input::StopRequested { deadline_us: 1 });
         assert!(ended.iter().any(|o| matches!(o, Output::Indeterminate { .. })), "{ended:?}");
+    }
+
+    #[test]
+    fn a_run_that_its_container_never_saw_before_a_crash_may_begin_in_the_next_life_and_no_other() {
+        for entered in [false, true] {
+            let mut judge = Judge::default();
+            let run = warm(&mut judge, &mut node(1)).expect("it runs");
+            // It is known that a container saw something.
+            let run = if entered { run } else { RunId(run.0 + 1) };
+            let what = What::Entered { container: 1, run };
+            let record = Record { at: Time(2_000_003), node: NodeId::new("n1"), epoch: Epoch(1), step: 0, what };
+            assert_eq!(judge.observe(&record), Ok(()));
+            let mut second = node(2);
+            step(&mut judge, &mut second, 2_000_000, invoke(0));
+            step(&mut judge, &mut second, 2_000_001, Input::ContainerCreated { container: 1 });
+            let mut outputs = Vec::new();
+            second.handle(Time(2_000_002), Input::ContainerReady { container: 1 }, &mut outputs);
+            let records =
+                outputs.iter().filter_map(|o| if let Output::History(record) = o { Some(record) } else { None });
+            let wrong: Vec<&str> = records.filter_map(|r| judge.observe(r).err()).map(|v| v.invariant).collect();
+            let expected: &[&str] = if entered { &["A1_started_at_most_once"] } else { &[] };
+            assert_eq!((wrong.as_slice(), run_of(&outputs).is_some()), (expected, true));
+        }
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub(super) struct Run {
     pub(super) embermesh_chaos: u32,
     pub(super) began_unix_ms: u64,
     pub(super) nodes: Vec<String>,
+    /// How to do the same again, if not by the scenario.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) again: Option<String>,
     /// Kinds that were asked for and can't be made here: why.
     pub(super) left_out: BTreeMap<Kind, String>,
     /// When the last fault had ended.

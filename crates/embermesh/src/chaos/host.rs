@@ -10,17 +10,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use tokio::time::{Instant, sleep};
 
-use super::scenario::{Containers, Kind};
+use super::scenario::Kind;
 
 /// Room for an agent's data, and not much more.
 const SMALL_DISK: &str = "32m";
+/// Of a data folder.
+const CONTAINERS: &str = "containers";
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why a kind of fault can't be made here.
-pub(super) fn lacks(kind: Kind, engine: Containers) -> Option<String> {
-    match (kind, engine) {
-        (Kind::Disk, _) if !geteuid().is_root() => Some("it needs root, to mount a small disk".to_owned()),
-        (Kind::Disk, Containers::Docker) => Some("the Docker engine would not see the data folder".to_owned()),
+pub(super) fn lacks(kind: Kind) -> Option<String> {
+    match kind {
+        Kind::Disk if !geteuid().is_root() => Some("it needs root, to mount a small disk".to_owned()),
         _ => None,
     }
 }
@@ -37,11 +38,26 @@ pub(super) fn keep_mounts_private() -> anyhow::Result<()> {
     run_mount("mount", &["--make-rprivate", "/"])
 }
 
-/// Puts a small disk there.
-pub(super) fn mount_small_disk(at: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(at).with_context(|| format!("{} can't be made", at.display()))?;
+/// Puts a small disk there. `shared`: the Docker engine has to see the folder of containers, and looks from outside, so
+/// that one stays where it is.
+pub(super) fn mount_small_disk(at: &Path, shared: bool) -> anyhow::Result<()> {
+    let (containers, aside) = (at.join(CONTAINERS), at.with_extension("aside"));
+    let make =
+        |folder: &Path| std::fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()));
+    let [disk, inside, outside] = [at, &containers, &aside].map(|path| path.display().to_string());
+    make(at)?;
+    if shared {
+        make(&containers)?;
+        make(&aside)?;
+        run_mount("mount", &["--bind", &inside, &outside])?;
+    }
     let size = format!("size={SMALL_DISK},mode=0700");
-    run_mount("mount", &["-t", "tmpfs", "-o", &size, "none", &at.display().to_string()])
+    run_mount("mount", &["-t", "tmpfs", "-o", &size, "none", &disk])?;
+    if shared {
+        make(&containers)?;
+        run_mount("mount", &["--move", &outside, &inside])?;
+    }
+    Ok(())
 }
 
 pub(super) fn unmount(at: &Path) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! `embermesh chaos run`: a throw-away mesh of real agents, calls, faults, and the judgement of what came of it.
 //!
 //! `scenario` says what is to be done, `seeded` makes one of a seed, `possible` refuses what makes no sense. `run` does
-//! it, with `nemesis` for the faults and `traffic` for the calls; all that it sees goes into a folder as `evidence`.
+//! it, with `nemesis` for the faults (`relay` before Docker's socket) and `traffic` for the calls; all that it sees goes into a folder as `evidence`.
 //! `checks` judges such a folder, now or later, and `timeline` draws it.
 
 mod checks;
@@ -12,6 +12,7 @@ mod host;
 mod nemesis;
 mod possible;
 mod progress;
+mod relay;
 mod run;
 pub(crate) mod scenario;
 mod seeded;
@@ -19,6 +20,7 @@ mod timeline;
 mod traffic;
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
@@ -66,9 +68,22 @@ pub(crate) async fn run(args: ChaosRunArgs, output: &mut Output<'_>) -> Result<E
 }
 
 /// `embermesh chaos check DIR`.
-pub(crate) fn check(folder: &Path, output: &mut Output<'_>) -> Result<Exit, CommandError> {
-    let (_, checks) = checks::judge(folder).map_err(|e| CommandError::Input(e.to_string()))?;
+pub(crate) fn check(folder: &Path, timeline: Option<&Path>, output: &mut Output<'_>) -> Result<Exit, CommandError> {
+    let (evidence, checks) = checks::judge(folder).map_err(|e| CommandError::Input(e.to_string()))?;
+    if let Some(path) = timeline {
+        write_new(path, &timeline::draw(&evidence, &checks))?;
+    }
     tell(&checks, output)
+}
+
+fn write_new(path: &Path, text: &str) -> Result<(), CommandError> {
+    let written = std::fs::File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            CommandError::Conflict(format!("{} exists already, and is not touched: name a new file", path.display()))
+        }
+        _ => CommandError::Input(format!("the time line {} can't be written: {error}", path.display())),
+    })
 }
 
 /// Prints the verdicts; fails if something does not hold.
@@ -109,7 +124,7 @@ fn wanted(args: &ChaosRunArgs) -> Result<Scenario, CommandError> {
         let wishes = seeded::Wishes {
             nodes: args.nodes.unwrap_or(DEFAULT_NODES),
             duration: args.duration.map_or(DEFAULT_DURATION, Span),
-            kinds: kinds.into_iter().filter(|kind| host::lacks(*kind, engine(args, None)).is_none()).collect(),
+            kinds: kinds.into_iter().filter(|kind| host::lacks(*kind).is_none()).collect(),
             seed: args.seed.unwrap_or_else(host::any_seed),
             engine: engine(args, None),
         };
@@ -142,7 +157,7 @@ fn feasible(mut scenario: Scenario, args: &ChaosRunArgs) -> Result<(Scenario, BT
         (None, some) => some.to_vec(),
     };
     for kind in asked {
-        if let Some(why) = host::lacks(kind, scenario.mesh.engine) {
+        if let Some(why) = host::lacks(kind) {
             left_out.insert(kind, why);
         } else if !scenario.faults.iter().any(|fault| fault.kind == kind) {
             left_out.insert(kind, format!("{} have no room for it: give a longer --duration", scenario.duration));

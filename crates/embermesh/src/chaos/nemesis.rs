@@ -1,5 +1,5 @@
-//! Makes the scenario's faults at their times and ends them. What goes wrong with links, engines and clocks is told to
-//! the agents whenever it changes, as a whole: one that was killed or stopped meanwhile is told when it is back.
+//! Makes the scenario's faults at their times and ends them. What goes wrong with links, clocks and the process engine is
+//! told to the agents whenever it changes, as a whole: one that was killed or stopped meanwhile is told when it is back.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::dice::Dice;
 use super::evidence::Made;
+use super::relay::Relay;
 use super::scenario::{Fault, How, Kind, Span, Way};
 use crate::local_mesh::LocalMesh;
 
@@ -31,6 +32,8 @@ pub(super) struct Nemesis {
     faults: Vec<Fault>,
     active: BTreeMap<usize, Active>,
     nodes: Vec<NodeState>,
+    /// With Docker one for each node.
+    relays: Vec<Relay>,
     /// Faults that have ended, and kills whose node is not back yet.
     made: Vec<Made>,
     dice: Dice,
@@ -68,11 +71,17 @@ struct NodeState {
 
 impl Nemesis {
     /// `nodes`: each with the address of its mesh port.
-    pub(super) fn new(began: Instant, faults: Vec<Fault>, nodes: Vec<(String, String)>, seed: u64) -> Self {
+    pub(super) fn new(
+        began: Instant,
+        faults: Vec<Fault>,
+        nodes: Vec<(String, String)>,
+        relays: Vec<Relay>,
+        seed: u64,
+    ) -> Self {
         let state = |(id, address)| NodeState { id, address, ..NodeState::default() };
         let nodes = nodes.into_iter().map(state).collect();
         let (active, made, astray) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Self { began, faults, active, nodes, made, dice: Dice::new(seed ^ 0xc0ffee), astray }
+        Self { began, faults, active, nodes, relays, made, dice: Dice::new(seed ^ 0xc0ffee), astray }
     }
 
     /// Does all of it, and returns when the last fault has ended. `tell` gets a line for each.
@@ -144,7 +153,7 @@ impl Nemesis {
                     tokio::task::spawn_blocking(move || fill(&ballast)).await??;
                 }
                 Kind::Engine => match fault.how.unwrap_or(How::Stall) {
-                    How::Stall => {}
+                    How::Stall => _ = self.relays.get(at).map(|relay| relay.stand_still(true)),
                     how => {
                         let what = disturb_container(&mesh.cluster, how, &mut self.dice).await?;
                         active.says = format!("{}: {what}", active.says);
@@ -159,7 +168,7 @@ impl Nemesis {
     async fn end(&mut self, mesh: &mut LocalMesh, n: usize, tell: &impl Fn(&str)) {
         let Some(active) = self.active.remove(&n) else { return };
         let fault = self.faults[n].clone();
-        let Active { from_ms, says, mut failed, held, ballast } = active;
+        let Active { from_ms, mut says, mut failed, held, ballast } = active;
         for held in held {
             held.let_go().await;
         }
@@ -178,6 +187,12 @@ impl Nemesis {
                     (node.down, node.comes_back, node.told) = (false, Some(self.made.len()), None);
                 }
                 Kind::Stop => self.nodes[at].stopped = false,
+                Kind::Engine if fault.stalls_engine() => {
+                    let still = self.active.keys().any(|n| self.stalls_engine_of(*n, at));
+                    if let Some(relay) = self.relays.get(at) {
+                        says = format!("{says}: {} bytes had to wait", relay.stand_still(still));
+                    }
+                }
                 _ => {}
             }
         }
@@ -235,7 +250,8 @@ impl Nemesis {
         for fault in self.active.keys().map(|n| &self.faults[*n]) {
             let here = fault.nodes.contains(me);
             match fault.kind {
-                Kind::Engine => stalled |= here && fault.how.unwrap_or(How::Stall) == How::Stall,
+                // Docker's socket stands still outside of them.
+                Kind::Engine if self.relays.is_empty() => stalled |= here && fault.stalls_engine(),
                 Kind::Clock if here => ppm = fault.ppm.unwrap_or(0),
                 _ => {}
             }
@@ -270,9 +286,19 @@ impl Nemesis {
             || (way != Way::Send && outside(sender) && inside(receiver))
     }
 
+    fn stalls_engine_of(&self, fault: usize, at: usize) -> bool {
+        self.faults[fault].stalls_engine() && self.faults[fault].nodes.contains(&self.nodes[at].id)
+    }
+
     fn places(&self, ids: &[String]) -> Vec<usize> {
         let place = |id: &String| self.nodes.iter().position(|node| node.id == *id);
         ids.iter().filter_map(place).collect()
+    }
+}
+
+impl Fault {
+    fn stalls_engine(&self) -> bool {
+        self.kind == Kind::Engine && self.how.unwrap_or(How::Stall) == How::Stall
     }
 }
 
@@ -381,7 +407,7 @@ mod tests {
     fn with(faults: &str) -> Nemesis {
         let scenario = Scenario::parse(&format!("duration = '60s'\n[mesh]\nnodes = 3\n{faults}")).unwrap();
         let nodes = scenario.node_ids().into_iter().map(|id| (id.clone(), id)).collect();
-        let mut nemesis = Nemesis::new(Instant::now(), scenario.faults.clone(), nodes, 1);
+        let mut nemesis = Nemesis::new(Instant::now(), scenario.faults.clone(), nodes, Vec::new(), 1);
         nemesis.active = (0..scenario.faults.len()).map(|n| (n, Active::default())).collect();
         nemesis
     }

@@ -133,9 +133,6 @@ impl Scenario {
                         .to_owned(),
                 );
             }
-            Kind::Disk if self.mesh.engine == Containers::Docker => {
-                said.push("the Docker engine has to see the data folder, which is on a disk of its own here: use the process engine".to_owned());
-            }
             _ => {}
         }
         said

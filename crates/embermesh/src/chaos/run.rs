@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use embermesh_node::clock::wall_ms;
+use embermesh_node::config::DockerSection;
 use embermesh_node::views::{Containers as ContainersView, Leases, Members, Status};
 use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +19,7 @@ use super::evidence::{self, Evidence, Run};
 use super::host;
 use super::nemesis::Nemesis;
 use super::progress::Progress;
+use super::relay::Relay;
 use super::scenario::{Containers, Kind, Scenario};
 use super::traffic::{self, Caller, LONGEST, Traffic};
 use crate::local_mesh::{LocalMesh, LocalNode, Setup};
@@ -61,10 +63,11 @@ pub(super) async fn run(scenario: Scenario, left_out: BTreeMap<Kind, String>, fo
     let done = {
         let work = async {
             for node in mesh.nodes.iter().filter(|node| small_disks.contains(&node.id)) {
-                host::mount_small_disk(&node.data_dir)?;
+                host::mount_small_disk(&node.data_dir, mesh.docker)?;
                 mounted.push(node.data_dir.clone());
             }
-            Box::pin(observe(&mut mesh, scenario, left_out, folder)).await
+            let relays = if mesh.docker { stand_before_docker(&mut mesh)? } else { Vec::new() };
+            Box::pin(observe(&mut mesh, scenario, left_out, relays, folder)).await
         };
         tokio::select! {
             done = work => done,
@@ -82,10 +85,22 @@ pub(super) async fn run(scenario: Scenario, left_out: BTreeMap<Kind, String>, fo
     done
 }
 
+/// Gives each agent a socket of its own to Docker.
+fn stand_before_docker(mesh: &mut LocalMesh) -> anyhow::Result<Vec<Relay>> {
+    let (folder, engine) = (mesh.folder().to_owned(), DockerSection::default().socket);
+    let relays = mesh.nodes.iter_mut().map(|node| {
+        let relay = Relay::start(folder.join(format!("docker-{}.sock", node.id)), &engine)?;
+        node.engine_socket = Some(relay.path.clone());
+        Ok(relay)
+    });
+    relays.collect()
+}
+
 async fn observe(
     mesh: &mut LocalMesh,
     scenario: Scenario,
     left_out: BTreeMap<Kind, String>,
+    relays: Vec<Relay>,
     folder: &Path,
 ) -> anyhow::Result<()> {
     let forming = Progress::new(Instant::now());
@@ -109,7 +124,7 @@ async fn observe(
     });
 
     let nodes = mesh.nodes.iter().map(|node| (node.id.clone(), node.mesh.to_string())).collect();
-    let mut nemesis = Nemesis::new(began, scenario.faults.clone(), nodes, scenario.seed);
+    let mut nemesis = Nemesis::new(began, scenario.faults.clone(), nodes, relays, scenario.seed);
     nemesis.rage(mesh, &|line: &str| progress.say(line)).await;
     run.faults_ended_ms = since(began);
     let unserved = Mutex::new(BTreeSet::new());
@@ -146,9 +161,11 @@ async fn observe(
     }
     let records = traffic::records(mesh).await?;
     progress.say("the mesh ends");
+    let stopped = mesh.stop().await;
+    // Not before: its agents may need what it has between them and Docker.
     let (faults, astray) = nemesis.into_made();
     run.agents_astray = astray;
-    match mesh.stop().await {
+    match stopped {
         Ok(0) => {}
         Ok(left) => run.left_behind.push(format!("{left} containers of the Docker engine")),
         Err(error) => run.agents_astray.push(format!("{error:#}")),

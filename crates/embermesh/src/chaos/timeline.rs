@@ -51,7 +51,8 @@ pub(super) fn draw(evidence: &Evidence, checks: &[Check]) -> String {
          <title>Embermesh chaos run, seed {seed}</title><style>{STYLE}</style>\
          <h1>Chaos run</h1><p>{verdict}</p>\
          <p>{nodes} nodes, {duration}, {faults} faults, {calls} calls of which {well} succeeded; {healed}.</p>\
-         <p class=\"dim\">Seed {seed}. The same again: <code>embermesh chaos run --scenario scenario.toml</code></p>",
+         <p class=\"dim\">Seed {seed}. The same again: <code>{again}</code></p>",
+        again = escaped(run.again.as_deref().unwrap_or("embermesh chaos run --scenario scenario.toml")),
         seed = scenario.seed,
         nodes = run.nodes.len(),
         duration = scenario.duration,

@@ -25,6 +25,10 @@ pub(crate) enum ChaosCommand {
         /// clocks
         #[arg(value_name = "DIR|FILE", required = true)]
         files: Vec<PathBuf>,
+
+        /// Draw the report's time line into a new file, with these verdicts
+        #[arg(long, value_name = "FILE")]
+        timeline: Option<PathBuf>,
     },
 }
 
@@ -81,6 +85,7 @@ asked.
 
 Examples:
   embermesh chaos check ./report
+  embermesh chaos check ./report --timeline again.html
   embermesh agent --node-id n1 --data-dir ./n1 --history n1.history
   embermesh chaos check n1.history n2.history";
 

@@ -1,6 +1,6 @@
 //! `chaos check`: the report of a run, or histories that agents wrote, judged again. No node is asked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use embermesh_node::history;
 
@@ -8,10 +8,14 @@ use super::{CommandError, Exit};
 use crate::chaos;
 use crate::output::Output;
 
-pub(super) fn run(files: &[PathBuf], output: &mut Output<'_>) -> Result<Exit, CommandError> {
+pub(super) fn run(files: &[PathBuf], timeline: Option<&Path>, output: &mut Output<'_>) -> Result<Exit, CommandError> {
     match files {
-        [folder] if folder.is_dir() => return chaos::check(folder, output),
+        [folder] if folder.is_dir() => return chaos::check(folder, timeline, output),
         _ => {}
+    }
+    if timeline.is_some() {
+        let said = "histories alone make no time line: give a report's folder, or leave --timeline out";
+        return Err(CommandError::Usage(said.to_owned()));
     }
     if let Some(folder) = files.iter().find(|file| file.is_dir()) {
         let said = format!("{} is a folder: give one report alone, or files only", folder.display());
@@ -36,7 +40,7 @@ mod tests {
 
     fn check(files: &[PathBuf]) -> Result<(Exit, String), CommandError> {
         let (mut answers, mut remarks) = (Vec::new(), Vec::new());
-        let exit = run(files, &mut Output::new(Format::Table, &mut answers, &mut remarks))?;
+        let exit = run(files, None, &mut Output::new(Format::Table, &mut answers, &mut remarks))?;
         Ok((exit, String::from_utf8(answers).unwrap()))
     }
 
