@@ -307,7 +307,7 @@ impl Setting {
                 &[Denied, GrantRepeated, RunJoined],
             ),
             two("two peers, two slots, a message twice", 2, Faults { repeat: 1, ..CALM }, &[TwoHolders, GrantRepeated]),
-            two("two peers, one slot, a node goes down", 1, Faults { crash: 1, ..CALM }, &[RestartWithLease]),
+            two("two peers, two slots, a node goes down", 2, Faults { crash: 1, ..CALM }, &[RestartWithLease]),
             two("two peers, one slot, a deadline slept through", 1, Faults { stall: 1, ..CALM }, &[LateRound]),
             two("two peers, one slot, an operator's intent", 1, Faults { operator: 1, ..CALM }, &[GrantInWindow]),
             two("two peers, two slots, a run that fails", 2, Faults { run: 1, ..CALM }, &[NotBegun]),
