@@ -15,6 +15,7 @@ mod intent;
 mod lifecycle;
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
 use crate::ids::{ActionId, ActivationId, Epoch, Fence, NodeId, Revision, RunId};
 use crate::mutations::{Mutation, on};
@@ -24,7 +25,7 @@ use crate::time::{Micros, Time};
 pub use intent::{Cause, Closing, OpenIntent, Rounds};
 pub use lifecycle::{IllegalMove, Lifecycle};
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
     pub action: ActionId,
     pub revision: Revision,
@@ -80,6 +81,22 @@ pub struct Run {
     pub overdue: bool,
     /// That it was the first after a start or a resume.
     pub fresh: Option<Served>,
+}
+
+/// Moments that no step will read again make no difference to a model checker: when it was created, once it has served;
+/// since when it is warm; since when it was idle, while it isn't.
+impl Hash for Container {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let Self {
+            action, revision, slots, memory_mb, state, since, created_at, leases, runs, leased, outside, ..
+        } = self;
+        let Self { idle_since, runs_started, runs_ended, intent, rounds, fresh, idle_timer, stays, .. } = self;
+        (action, revision, slots, memory_mb, state, leases, runs, leased, outside).hash(hasher);
+        (runs_started, runs_ended, intent, rounds, fresh, idle_timer, stays).hash(hasher);
+        (*runs_ended == 0).then_some(created_at).hash(hasher);
+        let warm = *state == Lifecycle::Warm;
+        ((!warm).then_some(since), (warm && self.unused()).then_some(idle_since)).hash(hasher);
+    }
 }
 
 impl Container {

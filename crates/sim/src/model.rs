@@ -11,11 +11,15 @@
 //! | `state` | one state, its hash, the judge |
 //! | `network` | messages and calls: the half of the driver that sends and answers |
 //! | `moves` | what can happen next, and how it does |
+//! | `fewer` | which states are spared because they tell nothing new |
+//! | `part` | what states share, and its hash |
 //! | `circles` | whether every path ends |
 
 mod circles;
+mod fewer;
 mod moves;
 mod network;
+mod part;
 mod setting;
 mod state;
 
@@ -48,6 +52,8 @@ pub struct Report {
     pub took: Duration,
     /// All states were looked at.
     pub complete: bool,
+    /// What was reached, a bit for each [`Seen`].
+    pub reached: u32,
     /// What should have been reached and was not: a run that proves nothing.
     pub missing: Vec<Seen>,
     /// What does not hold, and how it came to that.
@@ -77,6 +83,7 @@ impl Mesh {
             depth: checker.max_depth(),
             took,
             complete: took < limit && violation.is_none(),
+            reached,
             missing: expected.iter().copied().filter(|s| reached & s.bit() == 0).collect(),
             violation,
         }

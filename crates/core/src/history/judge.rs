@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use super::{INVARIANTS, Ledger, Record};
+use crate::ids::NodeId;
 use crate::input::Input;
 use crate::node::Node;
 use crate::time::Time;
@@ -85,6 +86,12 @@ impl Judge {
         broken
     }
 
+    /// Forgets the requests of that node and its activations that have their end: for a model that knows that no
+    /// record will name them again.
+    pub fn forget_asker(&mut self, node: &NodeId) {
+        self.ledger.forget_asker(node);
+    }
+
     /// Looks at the nodes themselves.
     pub fn look(&self, glance: &Glance<'_>) -> Result<(), Violation> {
         for invariant in INVARIANTS {
@@ -119,7 +126,7 @@ impl Judge {
 mod tests {
     use super::super::{End, Premises, What};
     use super::*;
-    use crate::ids::{ActivationId, Epoch, NodeId, RequestId};
+    use crate::ids::{ActivationId, Epoch, RequestId};
     use crate::output::Attempt;
 
     const ONE: ActivationId = ActivationId(1);

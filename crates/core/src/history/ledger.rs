@@ -236,6 +236,17 @@ impl Ledger {
         life.apply_to_container(record);
     }
 
+    pub(super) fn forget_asker(&mut self, node: &NodeId) {
+        let ended = |a: &Activation| a.origin.as_ref() == Some(node) && (a.end.is_some() || a.orphaned);
+        let mut forgotten = BTreeSet::new();
+        self.activations.retain(|id, activation| !ended(activation) || !forgotten.insert(*id));
+        for life in self.lives.values_mut() {
+            life.grants.retain(|request, _| request.holder != *node);
+            life.bodies.retain(|request, _| request.holder != *node);
+            life.attempts.retain(|_, attempt| !forgotten.contains(&attempt.activation));
+        }
+    }
+
     fn begin(&mut self, record: &Record, premises: Premises) {
         let orphans = self.activations.values_mut().filter(|a| a.origin.as_ref() == Some(&record.node));
         for activation in orphans.filter(|a| a.end.is_none()) {

@@ -154,6 +154,10 @@ impl Answers {
         }
     }
 
+    pub(super) fn forget(&mut self, holder: &NodeId) {
+        self.holders.remove(holder);
+    }
+
     /// Whether a newer epoch of the holder, or a closed number, has made this request void meanwhile.
     pub(super) fn is_open(&self, request: &RequestId) -> bool {
         self.holders.get(&request.holder).is_some_and(|h| h.epoch == request.epoch && request.number >= h.open_from)

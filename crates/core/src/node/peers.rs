@@ -151,7 +151,7 @@ impl Node {
         self.adverts
             .entry(hash)
             .or_default()
-            .insert(name.clone(), PeerAdvert { epoch, advert, taken: 0, taken_at: self.now, gossiped: true });
+            .insert(name.clone(), PeerAdvert { epoch, advert, taken: 0, taken_at: Time::default(), gossiped: true });
         let waiting = self.actions.iter().find(|(_, a)| a.hash == hash && !a.queue.is_empty()).map(|(n, _)| n.clone());
         if let Some(action) = waiting {
             if advert.free_bucket > 0 {

@@ -4,7 +4,7 @@ use super::Node;
 use crate::container::Container;
 use crate::ids::{ActionId, ContainerId, Fence, NodeId};
 use crate::output::IntentNotice;
-use crate::time::Micros;
+use crate::time::{Micros, Time};
 
 #[derive(Debug, Clone)]
 pub struct ContainerView<'a> {
@@ -124,6 +124,34 @@ impl Node {
     /// Whether the activation waits or runs.
     pub fn knows_activation(&self, id: crate::ids::ActivationId) -> bool {
         self.activations.contains_key(&id)
+    }
+
+    /// Whether it has an activation or a request of its own to see to.
+    pub fn has_own_requests(&self) -> bool {
+        !self.activations.is_empty() || !self.kept.is_empty() || !self.requests.is_empty()
+    }
+
+    /// Whether a request of that peer waits here for a slot.
+    pub fn keeps_waiting(&self, peer: &NodeId) -> bool {
+        self.waiting.keys().any(|request| request.holder == *peer)
+    }
+
+    /// Forgets what that peer was answered and when it asked, not that it did: for a model that knows that nothing of
+    /// it is under way and that it will never ask again. So does the peer itself forget how often it asked.
+    pub fn forget_asker(&mut self, peer: &NodeId) {
+        self.answers.forget(peer);
+        for at in self.actions.values_mut().filter_map(|action| action.askers.get_mut(peer)) {
+            *at = Time::FAR;
+        }
+        if *peer == self.id {
+            self.counters.request = 0;
+            self.peers.values_mut().for_each(|peer| peer.sent = 0);
+        }
+    }
+
+    /// Forgets the intents that it heard of: for a model that knows that it will have nothing to say to any.
+    pub fn forget_heard(&mut self) {
+        self.heard.clear();
     }
 
     pub fn owns(&self, container: &ContainerId) -> bool {

@@ -76,9 +76,9 @@ impl State {
             if self.may_arrive(flying) {
                 moves.push(Move::Arrive { nth });
             }
-            let call = !matches!(flying.message, Message::OneWay(_));
+            let call = !matches!(*flying.message, Message::OneWay(_));
             let failure = matches!(
-                &flying.message,
+                &*flying.message,
                 Message::Reply { input: Input::ReserveFailed { .. }, .. }
                     | Message::Reply {
                         input: Input::RunAnswered { end: embermesh_core::input::RemoteEnd::Unknown, .. },
@@ -88,7 +88,7 @@ impl State {
             if self.faults.lose > 0 && call && !failure {
                 moves.push(Move::Lose { nth });
             }
-            let repeats = matches!(flying.message, Message::OneWay(_) | Message::Call { copy: false, .. });
+            let repeats = matches!(*flying.message, Message::OneWay(_) | Message::Call { copy: false, .. });
             if self.faults.repeat > 0 && repeats {
                 moves.push(Move::Repeat { nth });
             }
@@ -103,7 +103,7 @@ impl State {
                     }
                 }
             }
-            if self.invokes[host] > 0 && here.node.is_some() {
+            if self.invokes[host] > 0 && here.node.is_some() && !self.is_mirrored(host) {
                 moves.extend((0..self.specs.len()).map(|action| Move::Invoke { host, action }));
             }
             if here.node.is_none() {
@@ -156,7 +156,7 @@ impl State {
             }
             Move::Repeat { nth } => {
                 self.faults.repeat -= 1;
-                let (to, mut message) = (self.flying[nth].to, self.flying[nth].message.clone());
+                let (to, mut message) = (self.flying[nth].to, Message::clone(&self.flying[nth].message));
                 if let Message::Call { copy, .. } = &mut message {
                     *copy = true;
                 }
@@ -187,6 +187,7 @@ impl State {
             }
             Move::Up { host } => self.up(host),
         }
+        self.settle();
     }
 
     /// Whether all that is under way may take until after the next deadline.
@@ -226,8 +227,9 @@ impl State {
 
     pub(super) fn invoke(&mut self, host: usize, action: usize) {
         self.invokes[host] -= 1;
-        self.invoked += 1;
-        let activation = ActivationId(u128::from(self.invoked));
+        self.invoked[host] += 1;
+        // Named by its origin alone, so that it makes no difference who was first.
+        let activation = ActivationId(16 * host as u128 + u128::from(self.invoked[host]));
         let body_bytes = if self.large { 2_000 } else { 10 };
         self.step(
             host,

@@ -4,6 +4,7 @@
 //! a connection delivers once and what a copy is told is not for the caller.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use embermesh_core::history::What;
 use embermesh_core::input::RemoteEnd;
@@ -17,7 +18,7 @@ use super::state::{Op, State};
 #[derive(Debug, Clone)]
 pub(super) struct Flying {
     pub(super) to: usize,
-    pub(super) message: Message,
+    pub(super) message: Arc<Message>,
     pub(super) key: u64,
     /// Deadlines that have passed since it was sent.
     pub(super) lag: u8,
@@ -43,11 +44,11 @@ pub(super) enum Message {
 /// A run for a peer, under way or ended: what a repeated request joins.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct PeerRun {
-    request: RequestId,
+    pub(super) request: RequestId,
     renewed_us: u64,
     /// Its caller listens.
     waits: bool,
-    ended: Option<RemoteEnd>,
+    pub(super) ended: Option<RemoteEnd>,
 }
 
 impl State {
@@ -163,7 +164,7 @@ impl State {
         (to, &message).hash(&mut hasher);
         let key = hasher.finish();
         let at = self.flying.partition_point(|f| (f.key, f.lag) < (key, 0));
-        self.flying.insert(at, Flying { to, message, key, lag: 0 });
+        self.flying.insert(at, Flying { to, message: Arc::new(message), key, lag: 0 });
     }
 
     fn answer_reserve(&mut self, host: usize, request: RequestId, answer: ReserveAnswer) {
@@ -250,9 +251,9 @@ impl State {
 
     /// Answers of one call arrive in order: the grant first.
     pub(super) fn may_arrive(&self, flying: &Flying) -> bool {
-        match &flying.message {
+        match &*flying.message {
             Message::Reply { request, input: Input::RunAnswered { .. }, .. } => !self.flying.iter().any(|f| {
-                matches!(&f.message, Message::Reply { request: r, input: Input::ReserveGranted { .. }, .. } if r == request)
+                matches!(&*f.message, Message::Reply { request: r, input: Input::ReserveGranted { .. }, .. } if r == request)
             }),
             _ => true,
         }
@@ -260,7 +261,7 @@ impl State {
 
     pub(super) fn arrive(&mut self, flying: Flying) {
         let Flying { to, message, .. } = flying;
-        match message {
+        match Arc::unwrap_or_clone(message) {
             Message::OneWay(input) => self.step(to, input),
             Message::Call { request, input, copy, .. } => {
                 if self.hosts[to].node.is_none() {
@@ -284,7 +285,7 @@ impl State {
 
     /// Part of a call is lost, and with it the call.
     pub(super) fn lose(&mut self, flying: Flying) {
-        let (request, input) = match flying.message {
+        let (request, input) = match Arc::unwrap_or_clone(flying.message) {
             Message::Call { request, input, .. } | Message::Reply { request, input, .. } => (request, input),
             Message::OneWay(_) => return,
         };
@@ -294,7 +295,7 @@ impl State {
 
     /// Nobody listens to what is still to come for this request.
     fn break_off(&mut self, request: &RequestId) {
-        self.flying.retain(|f| !matches!(&f.message, Message::Reply { request: r, .. } if r == request));
+        self.flying.retain(|f| !matches!(&*f.message, Message::Reply { request: r, .. } if r == request));
         for host in &mut self.hosts {
             host.parked.remove(request);
             for run in host.runs.values_mut().filter(|run| run.request == *request) {

@@ -11,29 +11,31 @@ use embermesh_core::output::{Advert, IntentEnd, Output, RunAnswer, RunRefusal};
 use embermesh_core::policy::{GreedyDual, VetoPolicy, VetoView};
 use embermesh_core::{ActionHash, ActionSpec, Epoch, Input, Node, NodeId, RequestId, RunId, Time};
 
+use super::fewer::{Asks, Fewer};
 use super::network::{Flying, PeerRun};
+use super::part::Part;
 use super::setting::{Delays, Faults, Seen, Setting};
 
 /// Where true time begins: long after the moment zero, which stands for never.
 const BEGINNING: u64 = 1_000_000_000;
 /// A state that is not at rest by then never will be.
 const HORIZON: u64 = BEGINNING + 20_000_000;
-/// Older than this is all the same: no number of the configuration is as large.
-const LONG_AGO: i128 = 16_000;
 
 #[derive(Debug, Clone)]
 pub struct State {
     pub(super) now: u64,
-    pub(super) hosts: Vec<Host>,
+    pub(super) hosts: Vec<Part<Host>>,
     pub(super) flying: Vec<Flying>,
     pub(super) faults: Faults,
     pub(super) invokes: [u8; 3],
-    pub(super) invoked: u8,
+    pub(super) invoked: [u8; 3],
+    pub(super) asks: [Asks; 3],
+    pub(super) fewer: Fewer,
     pub(super) large: bool,
     pub(super) slow_gossip: bool,
     pub(super) delays: Delays,
-    pub(super) specs: Vec<Arc<ActionSpec>>,
-    judge: Judge,
+    pub(super) specs: Arc<[Arc<ActionSpec>]>,
+    pub(super) judge: Part<Judge>,
     violation: Option<Violation>,
     /// What the last move reached.
     seen: u32,
@@ -61,6 +63,10 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn capacity_mb(&self) -> u64 {
         self.blank.config.memory_mb
+    }
+
+    pub(super) fn stubborn(&self) -> bool {
+        self.blank.stubborn
     }
 }
 
@@ -116,16 +122,18 @@ impl State {
         };
         let mut state = Self {
             now: BEGINNING,
-            hosts: (0..setting.nodes).map(host).collect(),
+            hosts: (0..setting.nodes).map(|n| Part::new(host(n))).collect(),
             flying: Vec::new(),
             faults: setting.faults,
             invokes: [0; 3],
-            invoked: 0,
+            invoked: [0; 3],
+            asks: [Asks::Still; 3],
+            fewer: Fewer::of(setting),
             large: setting.large,
             slow_gossip: setting.slow_gossip,
             delays: setting.delays,
             specs: (0..setting.containers).map(|n| setting.spec(n)).collect(),
-            judge: Judge::default(),
+            judge: Part::new(Judge::default()),
             violation: None,
             seen: 0,
         };
@@ -146,7 +154,18 @@ impl State {
         }
         state.invokes = setting.invokes;
         state.seen = 0;
+        state.settle();
         state
+    }
+
+    /// After each move: what is over is dropped, and what has changed is hashed.
+    pub(super) fn settle(&mut self) {
+        self.forget_what_is_over();
+        for host in 0..self.hosts.len() {
+            let clock = self.clock(host);
+            self.hosts[host].settle(clock);
+        }
+        self.judge.settle(Time(self.now));
     }
 
     pub(super) fn up(&mut self, host: usize) {
@@ -172,8 +191,11 @@ impl State {
         }
         let clock = self.clock(host);
         let races = self.races_expiry(host, &input);
-        let Some(node) = self.hosts[host].node.as_mut().filter(|_| self.violation.is_none()) else { return };
-        let before = compared.then(|| node.clone());
+        if self.violation.is_some() || self.hosts[host].node.is_none() {
+            return;
+        }
+        let before = compared.then(|| self.hosts[host].share());
+        let Some(node) = &mut self.hosts[host].node else { return };
         let mut outputs = Vec::new();
         let handled = catch_unwind(AssertUnwindSafe(|| node.handle(clock, input.clone(), &mut outputs)));
         if let Err(panic) = handled {
@@ -193,7 +215,8 @@ impl State {
             }
             self.note_output(output);
         }
-        let step = before.as_ref().and_then(|before| Some((before, &input, self.hosts[host].node.as_ref()?)));
+        let before = before.as_ref().and_then(|host| host.node.as_ref());
+        let step = before.and_then(|before| Some((before, &input, self.hosts[host].node.as_ref()?)));
         if let Err(violation) = self.judge.look(&self.glance(step)) {
             self.violation = Some(violation);
             return;
@@ -224,8 +247,9 @@ impl State {
 
     /// Nothing is on its way and nobody waits for anything.
     pub(super) fn is_quiet(&self) -> bool {
-        let quiet =
-            |host: &Host| host.ops.is_empty() && host.node.as_ref().is_some_and(|node| node.next_deadline().is_none());
+        let quiet = |host: &Part<Host>| {
+            host.ops.is_empty() && host.node.as_ref().is_some_and(|node| node.next_deadline().is_none())
+        };
         self.flying.is_empty() && self.hosts.iter().all(quiet) && self.pulls().next().is_none()
     }
 
@@ -338,24 +362,28 @@ impl State {
 /// Two states are the same if the same can become of them: moments count relative to now.
 impl Hash for State {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        for (n, host) in self.hosts.iter().enumerate() {
-            let mut relative = Relative { hasher: state, now: self.clock(n) };
-            host.node.hash(&mut relative);
-            host.epoch.hash(state);
-            host.ops.hash(state);
-            host.parked.hash(state);
-            host.runs.hash(state);
-            host.shows.hash(state);
-            host.sees.hash(state);
+        for host in &self.hosts {
+            host.print().hash(state);
         }
-        let mut relative = Relative { hasher: state, now: Time(self.now) };
-        self.judge.hash(&mut relative);
+        self.judge.print().hash(state);
         for flying in &self.flying {
             (flying.key, flying.lag).hash(state);
         }
         self.faults.hash(state);
         self.invokes.hash(state);
         self.violation.is_some().hash(state);
+    }
+}
+
+impl Hash for Host {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.node.hash(state);
+        self.epoch.hash(state);
+        self.ops.hash(state);
+        self.parked.hash(state);
+        self.runs.hash(state);
+        self.shows.hash(state);
+        self.sees.hash(state);
     }
 }
 
@@ -368,42 +396,5 @@ impl PartialEq for State {
             hasher.finish()
         };
         hash(self) == hash(other)
-    }
-}
-
-/// Takes moments relative to now; see `Hash` of [`Time`].
-struct Relative<'a, H> {
-    hasher: &'a mut H,
-    now: Time,
-}
-
-impl<H: Hasher> Hasher for Relative<'_, H> {
-    fn finish(&self) -> u64 {
-        self.hasher.finish()
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.hasher.write(bytes);
-    }
-
-    fn write_i128(&mut self, moment: i128) {
-        let away = moment - i128::from(self.now.0);
-        self.hasher.write_i64(away.clamp(-LONG_AGO, i128::from(i64::MAX)) as i64);
-    }
-
-    fn write_u8(&mut self, n: u8) {
-        self.hasher.write_u8(n);
-    }
-
-    fn write_u32(&mut self, n: u32) {
-        self.hasher.write_u32(n);
-    }
-
-    fn write_u64(&mut self, n: u64) {
-        self.hasher.write_u64(n);
-    }
-
-    fn write_usize(&mut self, n: usize) {
-        self.hasher.write_usize(n);
     }
 }
