@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use std::hash::DefaultHasher;
+
 use super::*;
 use crate::time::SECOND;
 
@@ -31,6 +33,29 @@ fn lease(slots: u32) -> Lease {
 
 fn run_on(container: &mut Container, run: u64, fence: Fence, keep: u32, now: Time) -> Result<(), RunRefusal> {
     container.start_leased(RunId(run), ActivationId(run.into()), (&NodeId::new("n2"), Epoch(7)), fence, keep, now)
+}
+
+#[test]
+fn moments_that_no_step_reads_again_are_in_no_hash() {
+    let hash = |container: &Container| {
+        let mut hasher = DefaultHasher::new();
+        container.hash(&mut hasher);
+        hasher.finish()
+    };
+    let (mut one, mut other) = (warm(1), warm(1));
+    (other.created_at, other.since) = (Time(1), Time(5));
+    assert_ne!(hash(&one), hash(&other), "one that has not served yet is as old as it is");
+    let serve = |container: &mut Container, run: u64| container.start_own(RunId(run), ActivationId(1), None, NOW);
+    for container in [&mut one, &mut other] {
+        serve(container, 1);
+        container.end_run(RunId(1), NOW).unwrap();
+    }
+    assert_eq!(hash(&one), hash(&other));
+    other.idle_since = NOW + 1;
+    assert_ne!(hash(&one), hash(&other), "its idle time is counted from then");
+    serve(&mut one, 2);
+    serve(&mut other, 2);
+    assert_eq!(hash(&one), hash(&other));
 }
 
 #[test]
