@@ -43,8 +43,10 @@
 //! Under an agent, a line that belongs to an activation is written on stdout or stderr as
 //! `\x1e<activation id>\x1f<text>\n`, in one write. Anything else there is a line of nobody in particular.
 //! Before a run is answered that wrote any, `\x1e<activation id>\x1fXXX_THE_END_OF_A_WHISK_ACTIVATION_XXX\n` goes to both
-//! streams; the answer's header `x-embermesh-log-lines` says how many lines were attributed. Without an agent (no
-//! `__EMBERMESH_CONTAINER` in the environment) lines and end marks carry no prefix, and each run has its marks, which is what OpenWhisk expects.
+//! streams; the answer's header `x-embermesh-log-lines` says how many lines were attributed. Where nobody could count
+//! them, because the process that wrote them died, there are the marks and no header. Without an agent (no
+//! `__EMBERMESH_CONTAINER` in the environment) lines and end marks carry no prefix, and each run has its marks: what
+//! OpenWhisk expects.
 
 mod context;
 mod gate;

@@ -103,20 +103,28 @@ impl ActivationLog {
         self.lines.write(stream, self.activation.as_deref(), text);
     }
 
-    /// Ends the log on both streams and returns how many lines it had. Only the first call writes; and nothing, if the log
-    /// is an agent's and empty: the answer says so, and each mark would wake up who reads it.
+    /// Ends the log on both streams and returns how many lines it had. Only the first call writes; and nothing,
+    /// if the log is an agent's and empty: the answer says so, and each mark would wake up who reads it.
     pub(crate) fn close(&self) -> u32 {
         let mut state = lock(&self.state);
-        if !state.closed {
-            state.closed = true;
-            if state.written == 0 && self.activation.is_some() {
-                return 0;
-            }
-            for stream in [Stream::Stdout, Stream::Stderr] {
-                self.lines.write(stream, self.activation.as_deref(), END_MARK.as_bytes());
-            }
+        let tells_itself = state.written == 0 && self.activation.is_some();
+        if !std::mem::replace(&mut state.closed, true) && !tells_itself {
+            self.mark_ends();
         }
         state.written
+    }
+
+    /// Ends it where the activation's process, which counted its own lines, has died: only the marks tell the end.
+    pub(crate) fn close_uncounted(&self) {
+        if !std::mem::replace(&mut lock(&self.state).closed, true) {
+            self.mark_ends();
+        }
+    }
+
+    fn mark_ends(&self) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            self.lines.write(stream, self.activation.as_deref(), END_MARK.as_bytes());
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::config::NodeConfig;
 use crate::gossip::Datagrams;
 use crate::net::Net;
 use crate::peers::connect;
+use crate::rejoin::kept_peers;
 
 /// A start waits no longer for nodes that don't answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -87,7 +88,8 @@ async fn addresses(config: &NodeConfig, datagrams: &dyn Datagrams) -> BTreeSet<S
         }
     }));
     let own = own_addresses(config);
-    found.await.into_iter().flatten().filter(|address| !own.contains(address)).collect()
+    let seeds = found.await.into_iter().flatten();
+    seeds.chain(kept_peers(&config.node.data_dir)).filter(|address| !own.contains(address)).collect()
 }
 
 fn own_addresses(config: &NodeConfig) -> [SocketAddr; 2] {

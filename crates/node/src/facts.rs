@@ -165,8 +165,7 @@ impl Node {
             self.tell(Input::PeerFacts { peer, epoch, draining, room_mb });
         } else if key == "r" {
             let digest = u64::from_str_radix(value, 16).ok()?;
-            self.peers().change(&peer, epoch, |p| p.exchange.told(digest));
-            self.exchange_where_needed();
+            self.on_actions_told(peer, epoch, digest);
         } else if key == STATE_KEY && value == STATE_LEFT {
             self.peers().change(&peer, epoch, |p| (p.left, p.live) = (true, false));
             self.tell(Input::PeerDown { peer, epoch });

@@ -254,10 +254,10 @@ impl Node {
             loop {
                 tokio::time::sleep(FACTS_EVERY).await;
                 node.publish_facts();
-                node.exchange_where_needed();
+                node.exchange_where_due();
             }
         });
-        self.until_stopped(self.clone().keep_peers());
+        self.track(self.clone().keep_peers());
     }
 
     async fn join_mesh(&self, datagrams: Arc<dyn Datagrams>) -> Result<(), StartError> {
@@ -344,7 +344,7 @@ impl Node {
         if tokio::time::timeout(Duration::from_secs(5), self.0.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
-        if self.0.leaving.borrow().is_some() {
+        if matches!(*self.0.leaving.borrow(), Some(Leaving::Asked)) {
             self.forget_kept_peers();
         }
         if hands_over {

@@ -123,14 +123,15 @@ impl Peers {
         self.lock().values().filter(|p| p.live).map(|p| p.mesh).collect()
     }
 
-    /// Live peers that tell of other actions than those of this digest.
-    pub(crate) fn with_other_actions(&self, own: u64) -> Vec<NodeId> {
-        self.lock().iter().filter(|(_, p)| p.live && p.exchange.differs(own)).map(|(id, _)| id.clone()).collect()
+    /// Whether an exchange of actions with it begins now: the epoch for which it does.
+    pub(crate) fn begin_exchange(&self, id: &NodeId) -> Option<Epoch> {
+        self.lock().get_mut(id).and_then(|p| p.exchange.begin().then_some(p.epoch))
     }
 
-    /// Whether an exchange of actions with it begins now, and the epoch for which.
-    pub(crate) fn begin_exchange(&self, id: &NodeId, now: Instant) -> Option<Epoch> {
-        self.lock().get_mut(id).and_then(|p| p.exchange.begin(now).then_some(p.epoch))
+    pub(crate) fn exchanges_due(&self, own: u64, now: Instant) -> Vec<(NodeId, Epoch)> {
+        let mut table = self.lock();
+        let live = table.iter_mut().filter(|(_, p)| p.live);
+        live.filter_map(|(id, p)| p.exchange.due(own, now).then(|| (id.clone(), p.epoch))).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Peer>> {

@@ -12,6 +12,7 @@ use crate::invoke::Activation;
 use crate::kept::Keeping;
 use crate::node::Node;
 use crate::record::Ended;
+use crate::rejoin::kept_peers;
 use crate::rpc::again::Asked;
 use crate::store::journal::{Entry, Kept, Started};
 
@@ -136,9 +137,10 @@ impl Node {
         entry.map_or(self.limits().timeout_max, |entry| Duration::from_millis(entry.limits.timeout))
     }
 
-    /// Without seeds there is nobody to wait for.
+    /// Without seeds and peers of before there is nobody to wait for.
     fn mesh_patience(&self) -> Duration {
-        if self.config().join.is_empty() { Duration::ZERO } else { MESH_PATIENCE }
+        let alone = self.config().join.is_empty() && kept_peers(&self.data_dir()).is_empty();
+        if alone { Duration::ZERO } else { MESH_PATIENCE }
     }
 
     async fn await_mesh(&self) {

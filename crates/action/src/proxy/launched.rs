@@ -150,7 +150,11 @@ impl Launched {
                 process.stderr.drain();
                 Answer::new(reply.status, reply.body).with_lines(reply.lines)
             }
-            None => Answer::error(502, gate::ended(&process.ended())).with_lines(call.log.close()),
+            None => {
+                process.stderr.drain();
+                call.log.close_uncounted();
+                Answer::error(502, gate::ended(&process.ended()))
+            }
         }
     }
 }

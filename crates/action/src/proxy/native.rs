@@ -114,7 +114,8 @@ impl Native {
             Err(broken) => {
                 let end = tokio::time::timeout(LAST_PAUSE, process.child.ended()).await;
                 let reason = end.unwrap_or_else(|_| format!("its connection broke: {broken}"));
-                Answer::error(502, gate::ended(&reason)).with_lines(call.log.close())
+                call.log.close_uncounted();
+                Answer::error(502, gate::ended(&reason))
             }
         }
     }

@@ -232,7 +232,7 @@ mod tests {
         .await;
         assert_eq!(answer.status, 502);
         assert!(body(&answer)["error"].as_str().unwrap().contains("panicked: told to"));
-        assert!(err.contains("told to"), "{out:?} {err:?}");
+        assert!(out.contains("XXX_THE_END") && err.contains("told to"), "{out:?} {err:?}");
     }
 
     #[tokio::test]

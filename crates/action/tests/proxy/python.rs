@@ -170,7 +170,7 @@ fn the_interpreters_death_answers_every_run_and_ends_the_proxy() {
         assert!(reply.error().contains("I am dying"));
     }
     assert_eq!(container.await_exit().code(), Some(1));
-    assert!(container.stdout.has_none_of(&id(0)));
+    assert!(container.stdout.of(&id(0)).is_empty(), "each log has its end");
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn stdin_eof_ends_the_interpreter_too() {
 
 #[test]
 fn parameters_that_python_cannot_read_are_refused_and_the_interpreter_goes_on() {
-    let code = "def main(args):\n    return {'fine': True}\n";
+    let code = "def main(args):\n    print('fine')\n    return {'fine': True}\n";
     for concurrency in [1, 2] {
         let Some(container) = ready(concurrency, code) else { return };
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
@@ -218,7 +218,8 @@ fn parameters_that_python_cannot_read_are_refused_and_the_interpreter_goes_on() 
         let reply = crate::support::post(&container.socket(), "/run", &body).unwrap();
         assert_eq!((reply.status, reply.log_lines), (400, Some(0)));
         assert!(reply.error().contains("RecursionError"), "{}", reply.error());
-        assert!(container.stdout.has_none_of(&id(1)));
         assert_eq!(container.run(&id(2), json!({})).json(), json!({"fine": true}));
+        assert_eq!((container.stdout.of(&id(2)).len(), container.stderr.of(&id(2)).len()), (1, 0));
+        assert!(container.stdout.has_none_of(&id(1)) && container.stderr.has_none_of(&id(1)));
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use embermesh_core::NodeId;
+use embermesh_core::{Epoch, NodeId};
 use embermesh_proto::v1;
 use tokio::time::{Instant, timeout};
 
@@ -21,8 +21,8 @@ const ANSWER: Duration = LOOK_UP.saturating_mul(5);
 const ENTRIES_PER_MESSAGE: usize = 500;
 const ENTRY_BYTES_PER_MESSAGE: usize = MAX_MESSAGE_BYTES / 2;
 const MOST_MESSAGES: usize = 300;
-/// Between two exchanges with a peer that says nothing new.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Two digests differ for so long before an exchange is begun for that alone: mostly gossip is still on its way.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How exchanges with one peer go.
@@ -30,56 +30,100 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub(crate) struct Exchange {
     /// The digest of its actions, as it told last.
     theirs: Option<u64>,
-    /// What it had told when the last one began.
-    seen: Option<u64>,
     under_way: bool,
-    not_before: Option<Instant>,
+    differing: Option<Differing>,
+}
+
+/// Digests that differ although nobody tells anything new.
+#[derive(Debug, Clone)]
+struct Differing {
+    own: u64,
+    theirs: u64,
+    next: Instant,
     pause: Duration,
 }
 
 impl Exchange {
-    pub(crate) fn told(&mut self, digest: u64) {
-        self.theirs = Some(digest);
+    /// The peer told its digest; whether an exchange begins with that.
+    pub(crate) fn told(&mut self, theirs: u64, own: u64) -> bool {
+        let news = self.theirs.replace(theirs) != Some(theirs);
+        news && theirs != own && self.begin()
     }
 
-    pub(crate) fn differs(&self, own: u64) -> bool {
-        self.theirs.is_some_and(|theirs| theirs != own)
-    }
-
-    /// Whether one begins now: one at a time, and without news not at once after another.
-    pub(crate) fn begin(&mut self, now: Instant) -> bool {
-        let news = self.theirs != self.seen;
-        if self.under_way || !news && self.not_before.is_some_and(|at| now < at) {
+    /// Whether one begins because the digests differ for long.
+    pub(crate) fn due(&mut self, own: u64, now: Instant) -> bool {
+        let Some(theirs) = self.theirs.filter(|theirs| *theirs != own) else {
+            self.differing = None;
             return false;
+        };
+        match &self.differing {
+            Some(known) if (known.own, known.theirs) == (own, theirs) => now >= known.next && self.begin(),
+            _ => {
+                self.differing = Some(Differing { own, theirs, next: now + FIRST_PAUSE, pause: FIRST_PAUSE });
+                false
+            }
         }
-        self.pause = if news { FIRST_PAUSE } else { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) };
-        (self.under_way, self.seen) = (true, self.theirs);
-        true
     }
 
-    pub(crate) fn end(&mut self, now: Instant) {
+    /// One at a time.
+    pub(crate) fn begin(&mut self) -> bool {
+        !std::mem::replace(&mut self.under_way, true)
+    }
+
+    fn end(&mut self, now: Instant) {
         self.under_way = false;
-        self.not_before = Some(now + self.pause);
+        if let Some(known) = &mut self.differing {
+            known.pause = (known.pause * 2).min(LONGEST_PAUSE);
+            known.next = now + known.pause;
+        }
+    }
+}
+
+/// Ends it whichever way its task ends.
+struct UnderWay {
+    node: Node,
+    peer: NodeId,
+    epoch: Epoch,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.node.peers().change(&self.peer, self.epoch, |p| p.exchange.end(Instant::now()));
     }
 }
 
 impl Node {
-    /// Begins an exchange with every live peer whose digest is another than this node's.
-    pub(crate) fn exchange_where_needed(&self) {
+    /// A peer told the digest of its actions.
+    pub(crate) fn on_actions_told(&self, peer: NodeId, epoch: Epoch, digest: u64) {
         let own = self.registry().digest();
-        for peer in self.peers().with_other_actions(own) {
-            self.spawn_exchange(peer);
+        let mut begins = false;
+        self.peers().change(&peer, epoch, |p| begins = p.exchange.told(digest, own));
+        if begins {
+            self.exchange_with(peer, epoch);
         }
     }
 
+    /// Begins exchanges with those live peers from which this node differs for long.
+    pub(crate) fn exchange_where_due(&self) {
+        for (peer, epoch) in self.peers().exchanges_due(self.registry().digest(), Instant::now()) {
+            self.exchange_with(peer, epoch);
+        }
+    }
+
+    /// A peer is known to have what is newer.
     pub(crate) fn spawn_exchange(&self, peer: NodeId) {
-        let Some(epoch) = self.peers().begin_exchange(&peer, Instant::now()) else { return };
-        let node = self.clone();
+        if let Some(epoch) = self.peers().begin_exchange(&peer) {
+            self.exchange_with(peer, epoch);
+        }
+    }
+
+    fn exchange_with(&self, peer: NodeId, epoch: Epoch) {
+        let under_way = UnderWay { node: self.clone(), peer, epoch };
         tokio::spawn(async move {
-            if node.exchange(&peer).await.is_none() {
+            let UnderWay { node, peer, .. } = &under_way;
+            if node.exchange(peer).await.is_none() {
                 tracing::debug!(peer = %peer, "the action registries were not brought together");
             }
-            node.peers().change(&peer, epoch, |p| p.exchange.end(Instant::now()));
         });
     }
 
@@ -152,4 +196,45 @@ fn known_messages(items: &[SummaryItem]) -> Vec<v1::Known> {
         revision_node: revision.node_id.clone(),
     };
     items.iter().map(message).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_change_that_reaches_all_directly_and_then_by_gossip_makes_no_exchange() {
+        let mut exchange = Exchange::default();
+        let now = Instant::now();
+        assert!(!exchange.told(1, 1));
+        // The change has come here; that it has come there is still to be heard.
+        assert!(!exchange.due(2, now) && !exchange.due(2, now + SECOND));
+        assert!(!exchange.told(2, 2));
+        assert!(!exchange.due(2, now + 9 * SECOND));
+    }
+
+    #[test]
+    fn digests_that_differ_make_an_exchange_at_once_and_then_again_after_pauses_that_grow() {
+        let mut exchange = Exchange::default();
+        let mut now = Instant::now();
+        assert!(exchange.told(2, 1));
+        assert!(!exchange.told(3, 1), "one is under way");
+        exchange.end(now);
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            let since = now;
+            while !exchange.due(1, now) {
+                now += SECOND;
+            }
+            pauses.push((now - since).as_secs());
+            assert!(!exchange.begin(), "one at a time");
+            exchange.end(now);
+        }
+        assert_eq!(pauses, [2, 4, 8, 16, 30, 30]);
+        assert!(exchange.told(4, 1), "news is not held up");
+        exchange.end(now);
+        assert!(exchange.begin(), "nor is who knows that the peer has what is newer");
+    }
 }

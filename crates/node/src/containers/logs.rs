@@ -1,7 +1,7 @@
 //! Lines that containers write, on their way to activation records.
 //!
-//! A runtime puts `\x1e<32 hex digits>\x1f` before a line that belongs to an activation, and closes each
-//! stream of an activation with an end mark. Everything else is a line that belongs to nobody.
+//! A runtime puts `\x1e<32 hex digits>\x1f` before a line that belongs to an activation, and closes both
+//! streams of an activation that wrote any with an end mark. Everything else is a line that belongs to nobody.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 

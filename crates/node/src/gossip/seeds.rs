@@ -36,6 +36,8 @@ pub(super) struct SeedTable {
     advertise: SocketAddr,
     listen: SocketAddr,
     round: u64,
+    /// Greetings so far: where the next round goes on.
+    greeted: usize,
     next_warning: Option<Instant>,
 }
 
@@ -57,6 +59,7 @@ impl SeedTable {
             advertise,
             listen,
             round: 0,
+            greeted: 0,
             next_warning: None,
         };
         for name in &config.seeds {
@@ -97,8 +100,9 @@ impl SeedTable {
             .chain(earlier)
             .filter(|address| !live.contains(address))
             .collect();
-        let offset = (self.round as usize * MAX_GREETINGS) % due.len().max(1);
-        due.iter().cycle().skip(offset).take(due.len().min(MAX_GREETINGS)).copied().collect()
+        let (offset, now) = (self.greeted % due.len().max(1), due.len().min(MAX_GREETINGS));
+        self.greeted = self.greeted.wrapping_add(now);
+        due.iter().cycle().skip(offset).take(now).copied().collect()
     }
 
     /// What to warn of now: the seeds that never answered, with the reason where one is known.
@@ -221,6 +225,11 @@ mod tests {
         let earlier_peers = vec![address(1), address(2), address(9)];
         let config = GossipConfig { earlier_peers, ..GossipConfig::new("c", "n", 1, address(9)) };
         let (nobody, somebody) = (HashSet::new(), HashSet::from([address(3)]));
+
+        let many = GossipConfig { earlier_peers: (1..=32).map(address).collect(), ..config.clone() };
+        let mut table = SeedTable::new(&many);
+        let reached: HashSet<_> = (0..2 * REMEMBERED_EVERY).flat_map(|_| table.greetings(&somebody)).collect();
+        assert_eq!(reached.len(), 30, "all but itself and who lives, in turn");
 
         let mut table = SeedTable::new(&config);
         assert!(table.joining().is_empty(), "nobody told it to join by them");

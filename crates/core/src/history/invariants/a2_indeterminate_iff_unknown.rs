@@ -21,7 +21,9 @@ fn observe(before: &Ledger, record: &Record) -> Checked {
             "{activation} may have run and ends as {end:?}: began {begun} times, sends {:?}",
             known.unsettled
         )),
-        End::Indeterminate if !unsettled => Err(format!("the body of {activation} never left or was answered")),
+        End::Indeterminate | End::PutOff if !unsettled => {
+            Err(format!("the body of {activation} never left or was answered"))
+        }
         _ => Ok(()),
     }
 }

@@ -59,8 +59,8 @@ pub(super) struct Container {
     /// It was adopted as paused, and could not be asked for anything yet.
     unasked: AtomicBool,
     pausing: Arc<AsyncMutex<Pausing>>,
-    /// Found when it is first paused.
-    freezer: OnceLock<Option<Freezer>>,
+    /// Found when it is paused.
+    freezer: OnceLock<Freezer>,
     /// What `pausing` wants, for whoever must not wait for it.
     wants_pause: AtomicBool,
     corrections: Mutex<VecDeque<Instant>>,

@@ -11,6 +11,7 @@ use embermesh_core::ContainerId;
 use serde::Deserialize;
 use tokio::sync::Mutex as AsyncMutex;
 
+use super::freezer::Freezer;
 use super::lines::read_lines;
 use super::start::{PORT, own_address};
 use super::{Container, Pausing};
@@ -48,6 +49,10 @@ impl Container {
         let id = self.docker_id().ok_or_else(|| EngineError::Unknown(self.id.to_string()))?;
         self.connect(engine, id).await?;
         let paused = self.unasked.load(Ordering::Acquire);
+        if paused && Freezer::of(&engine.api, id).await.is_some_and(|freezer| freezer.is_thawed()) {
+            // A run may have begun in it.
+            return Err(EngineError::Refused("it is being resumed since before this agent's start".into()));
+        }
         if self.stock && !paused && !was_idle {
             return Err(EngineError::Refused("what runs in an image like this one can't be told".into()));
         }

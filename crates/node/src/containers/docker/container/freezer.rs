@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::containers::docker::api::Api;
+
 const GROUPS: &str = "/sys/fs/cgroup";
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
@@ -18,8 +20,9 @@ pub(super) struct Freezer {
 }
 
 impl Freezer {
-    /// That of a process which is in the container's own group.
-    pub(super) fn of(pid: u32, docker_id: &str) -> Option<Self> {
+    /// That of the container's first process, if it is one of this host.
+    pub(super) async fn of(api: &Api, docker_id: &str) -> Option<Self> {
+        let pid = api.inspect(docker_id).await.ok()?.state?.pid?;
         Self::in_groups(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?, docker_id)
     }
 
@@ -54,9 +57,13 @@ impl Freezer {
         self.says(self.frozen)
     }
 
+    pub(super) fn is_thawed(&self) -> bool {
+        self.says(self.thawed)
+    }
+
     /// Returns once it is not frozen; never, if that can't be read any more.
     pub(super) async fn thawed(&self) {
-        while !self.says(self.thawed) {
+        while !self.is_thawed() {
             sleep(LOOK_EVERY).await;
         }
     }
@@ -68,6 +75,7 @@ impl Freezer {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -80,5 +88,18 @@ mod tests {
         assert_eq!(file(second).as_deref(), Some("/sys/fs/cgroup/system.slice/docker-abc.scope/cgroup.events"));
         assert_eq!(file("3:freezer:/user\n0::/\n"), None, "some other process");
         assert_eq!(file("rubbish"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thaw_is_told_when_the_file_says_so_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("freezer.state");
+        let freezer = Freezer { file: file.clone(), frozen: "FROZEN", thawed: "THAWED" };
+        assert!(!freezer.is_frozen() && !freezer.is_thawed(), "nothing is known of what can't be read");
+        fs::write(&file, "FROZEN\n").unwrap();
+        assert!(freezer.is_frozen() && !freezer.is_thawed());
+        assert!(tokio::time::timeout(Duration::from_secs(1), freezer.thawed()).await.is_err());
+        fs::write(&file, "THAWED\n").unwrap();
+        freezer.thawed().await;
     }
 }

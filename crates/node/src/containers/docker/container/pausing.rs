@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures::future::OptionFuture;
 use tokio::time::Instant;
 
 use super::freezer::Freezer;
@@ -37,7 +38,7 @@ impl Container {
     /// While the engine can't be asked, a pause is put off: the core counts it as paused and sends it nothing, and
     /// the monitor brings the engine's state in line as soon as it answers. So a warm container is not lost
     /// because the engine was away when it fell idle.
-    pub(in super::super) async fn pause(&self, engine: &Shared) -> Result<(), EngineError> {
+    pub(in super::super) async fn pause(self: &Arc<Self>, engine: &Shared) -> Result<(), EngineError> {
         let mut pausing = self.pausing.lock().await;
         let id = self.ready_id()?;
         self.want(&mut pausing, true);
@@ -48,7 +49,7 @@ impl Container {
             Ok(()) => {
                 pausing.known = Some(true);
                 if self.freezer.get().is_none() {
-                    self.find_freezer(&engine.api, id).await;
+                    tokio::spawn(self.clone().find_freezer(engine.api.clone(), id.to_owned()));
                 }
             }
             Err(Failure::Unreachable(_)) => {}
@@ -58,9 +59,10 @@ impl Container {
         Ok(())
     }
 
-    /// Returns when it runs again, which the kernel shows some milliseconds before the engine says so. The next change
-    /// waits for the engine's word.
-    pub(in super::super) async fn resume(self: &Arc<Self>, engine: &Shared) -> Result<(), EngineError> {
+    /// Returns when it runs again, which the kernel shows some milliseconds before the engine says so: believed only of
+    /// one that the engine has paused for certain, as no freeze of it can be under way. The next change waits for
+    /// the engine's word.
+    pub(in super::super) async fn resume(self: &Arc<Self>, engine: &Arc<Shared>) -> Result<(), EngineError> {
         let mut pausing = self.pausing.clone().lock_owned().await;
         let id = self.ready_id()?.to_owned();
         self.want(&mut pausing, false);
@@ -68,36 +70,32 @@ impl Container {
         if pausing.known == Some(false) {
             return Ok(());
         }
+        let is_paused = pausing.known == Some(true);
+        let freezer = self.freezer.get().filter(|freezer| is_paused && freezer.is_frozen());
         pausing.known = None;
-        let (container, api) = (self.clone(), engine.api.clone());
+        let (container, engine) = (self.clone(), engine.clone());
         let mut changed = tokio::spawn(async move {
-            let outcome = container.change(&api, &id, false).await;
-            match &outcome {
-                Ok(()) => pausing.known = Some(false),
-                Err(error) => tracing::warn!(container = %container.id, %error, "it could not be resumed"),
+            let outcome = container.change(&engine.api, &id, false).await;
+            if outcome.is_ok() {
+                pausing.known = Some(false);
+            } else if !container.removal.is_cancelled() {
+                drop(pausing);
+                align(&engine, &container).await;
             }
             outcome
         });
         tokio::select! {
             biased;
             outcome = &mut changed => outcome.map_err(|e| EngineError::Indeterminate(e.to_string()))?.map_err(failed),
-            () = self.runs() => Ok(()),
+            Some(()) = OptionFuture::from(freezer.map(Freezer::thawed)) => Ok(()),
         }
     }
 
-    /// Waits until the kernel shows that it is not frozen; for ever, where that can't be seen.
-    async fn runs(&self) {
-        match self.freezer.get() {
-            Some(Some(freezer)) => freezer.thawed().await,
-            _ => std::future::pending().await,
+    /// It is known for its own if it shows the pause that has just come to be.
+    async fn find_freezer(self: Arc<Self>, api: Api, id: String) {
+        if let Some(freezer) = Freezer::of(&api, &id).await.filter(Freezer::is_frozen) {
+            let _ = self.freezer.set(freezer);
         }
-    }
-
-    /// It is believed only if it shows the pause that has just come to be.
-    async fn find_freezer(&self, api: &Api, id: &str) {
-        let state = api.inspect(id).await.ok().and_then(|inspected| inspected.state);
-        let freezer = state.and_then(|state| Freezer::of(u32::try_from(state.pid?).ok()?, id));
-        let _ = self.freezer.set(freezer.filter(Freezer::is_frozen));
     }
 
     fn want(&self, pausing: &mut Pausing, pause: bool) {
@@ -160,8 +158,9 @@ pub(in super::super) async fn align(engine: &Arc<Shared>, container: &Arc<Contai
         pausing.known = state.paused;
         return;
     }
-    let put_off = pause && pausing.known != Some(true);
-    if !put_off {
+    // A pause that was put off, or a change whose outcome nobody told.
+    let own = pausing.known.is_none() || (pause && pausing.known != Some(true));
+    if !own {
         if !container.may_correct() {
             return container.died(engine, "somebody else pauses and resumes it again and again".to_owned());
         }
