@@ -117,7 +117,7 @@ impl Judge {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{End, Premises, What};
+    use super::super::{End, Heard, Premises, What};
     use super::*;
     use crate::ids::{ActivationId, Epoch, NodeId, RequestId};
     use crate::output::Attempt;
@@ -159,6 +159,21 @@ mod tests {
         let refused = violations([invoked(), sent.clone(), ended(End::Refused)]);
         assert_eq!(refused, ["A2_indeterminate_iff_unknown"], "it may have run");
         assert_eq!(violations([invoked(), sent, invoked(), ended(End::Refused)]), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_heard_once_more_of_a_request_that_was_settled_says_nothing_of_the_next_one() {
+        let sent = |number| {
+            let request = RequestId { holder: NodeId::new("n1"), epoch: Epoch(1), number };
+            What::BodySent { attempt: Attempt { activation: ONE, attempt: 0 }, request, lease: None }
+        };
+        let settled = || {
+            let request = RequestId { holder: NodeId::new("n1"), epoch: Epoch(1), number: 1 };
+            What::Heard { request, heard: Heard::Settled }
+        };
+        assert_eq!(violations([invoked(), sent(1), settled(), sent(2), settled(), ended(End::Indeterminate)]), [""; 0]);
+        let told = violations([invoked(), sent(1), settled(), ended(End::Indeterminate)]);
+        assert_eq!(told, ["A2_indeterminate_iff_unknown"]);
     }
 
     #[test]
