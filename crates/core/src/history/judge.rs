@@ -124,9 +124,9 @@ impl Judge {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{End, Premises, What};
+    use super::super::{End, Heard, Premises, What};
     use super::*;
-    use crate::ids::{ActivationId, Epoch, RequestId};
+    use crate::ids::{ActivationId, Epoch, NodeId, RequestId};
     use crate::output::Attempt;
 
     const ONE: ActivationId = ActivationId(1);
@@ -174,6 +174,21 @@ mod tests {
         let kept = [again.clone(), ended(End::PutOff), again.clone(), ended(End::PutOff), again.clone()];
         assert_eq!(violations(kept.into_iter().chain([ended(End::Indeterminate)])), [""; 0]);
         assert_eq!(violations([again, ended(End::Refused)]), ["A2_indeterminate_iff_unknown"]);
+    }
+
+    #[test]
+    fn what_is_heard_once_more_of_a_request_that_was_settled_says_nothing_of_the_next_one() {
+        let sent = |number| {
+            let request = RequestId { holder: NodeId::new("n1"), epoch: Epoch(1), number };
+            What::BodySent { attempt: Attempt { activation: ONE, attempt: 0 }, request, lease: None }
+        };
+        let settled = || {
+            let request = RequestId { holder: NodeId::new("n1"), epoch: Epoch(1), number: 1 };
+            What::Heard { request, heard: Heard::Settled }
+        };
+        assert_eq!(violations([invoked(), sent(1), settled(), sent(2), settled(), ended(End::Indeterminate)]), [""; 0]);
+        let told = violations([invoked(), sent(1), settled(), ended(End::Indeterminate)]);
+        assert_eq!(told, ["A2_indeterminate_iff_unknown"]);
     }
 
     #[test]

@@ -201,6 +201,10 @@ impl Ledger {
                     && let Some(sends) = activation.unsettled.get_mut(&attempt.attempt)
                 {
                     *sends = if *heard == Heard::Settled { 0 } else { *sends - 1 };
+                    if *heard == Heard::Settled {
+                        // What comes of it later, by another copy, says nothing of the next request's body.
+                        life.bodies.remove(request);
+                    }
                 }
             }
             What::Ended { activation, end } => {

@@ -33,6 +33,8 @@ pub(super) struct HeldLease {
     /// Nothing is sent on it from this moment on.
     pub(super) expires_at: Time,
     pub(super) recalled: bool,
+    /// Its owner does not know it any more: no answer of a run renews it.
+    lost: bool,
     /// No run was sent on it yet but the one it was made for.
     fresh: bool,
 }
@@ -270,6 +272,7 @@ impl Node {
             peak: running,
             expires_at,
             recalled: false,
+            lost: false,
             fresh: !with_run,
         };
         self.held.insert(key.clone(), lease);
@@ -452,6 +455,7 @@ impl Node {
             if let RemoteEnd::Answered { renewed_us } = end
                 && renewed_us > 0
                 && !lease.recalled
+                && !lease.lost
             {
                 // Renewal counts from the send: the owner counts from the acceptance, which came later.
                 let over = lease.expires_at <= now;
@@ -580,7 +584,7 @@ impl Node {
     fn lose_lease(&mut self, key: &LeaseKey) {
         let now = self.now;
         let Some(lease) = self.held.get_mut(key) else { return };
-        lease.expires_at = now;
+        (lease.expires_at, lease.lost) = (now, true);
         self.note(Event::LeaseLost { owner: key.0.clone(), fence: key.1 });
     }
 

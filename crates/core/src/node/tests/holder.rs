@@ -570,3 +570,13 @@ fn nobody_is_told_that_it_did_not_run_as_long_as_a_copy_of_it_may_have() {
     assert!(!came_back(&rig.tell(ended(&run.request, RemoteEnd::NeverSent))));
     assert!(rig.node.knows_activation(ActivationId(1)));
 }
+
+#[test]
+fn a_late_answer_of_an_owners_life_before_does_not_bring_its_lease_back() {
+    let (mut rig, spec) = (Rig::without_memory(), spec(1));
+    let run = leased(&mut rig, &spec);
+    rig.tell(Input::PeerUp { peer: NodeId::new("n2"), epoch: Epoch(2) });
+    rig.run_ended(&run.request, 5 * SECOND);
+    assert_eq!(rig.node.held_leases().count(), 0);
+    assert_eq!(sent_run(&rig.invoke(2, &spec)), None);
+}
