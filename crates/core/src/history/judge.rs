@@ -126,7 +126,7 @@ impl Judge {
 mod tests {
     use super::super::{End, Heard, Premises, What};
     use super::*;
-    use crate::ids::{ActivationId, Epoch, NodeId, RequestId};
+    use crate::ids::{ActivationId, Epoch, RequestId};
     use crate::output::Attempt;
 
     const ONE: ActivationId = ActivationId(1);
