@@ -81,15 +81,15 @@ fn a_result_over_1_mb_is_not_passed_on_and_the_call_is_told_so() {
 #[test]
 fn a_run_over_its_time_out_is_ended_and_its_container_serves_nobody_again() {
     let mesh = Mesh::of(2);
-    create(&mesh, "late", "sleep", json!({"timeout": 300}));
+    create(&mesh, "late", "sleep", json!({"timeout": 2000}));
     let first = mesh[1].run("late", &json!({"ms": 1}));
     // Through a lease: the owner enforces it.
     for number in [2, 1] {
         let began = Instant::now();
         let ran = mesh[number].invoke("late", &json!({"ms": 30_000}));
         assert_eq!(ran.status, 502, "{}", ran.record);
-        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
-        expect_words(ran.error(), &["exceeded its time limits of 300 milliseconds"]);
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        expect_words(ran.error(), &["exceeded its time limits of 2000 milliseconds"]);
         let next = mesh[number].run("late", &json!({"ms": 1}));
         assert_ne!(next.container(), first.container());
     }

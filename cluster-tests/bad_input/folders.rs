@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::expect_words;
 use crate::support::agent::can_be_elsewhere;
-use crate::support::{Place, SOON, Settings, until};
+use crate::support::{Place, SOON, Settings, skipped, until};
 
 const FAILURE: i32 = 1;
 /// The id is another agent's.
@@ -77,7 +77,7 @@ fn a_data_folder_that_is_not_writable_is_refused_and_named() {
     let output = match command.stderr(Stdio::piped()).output() {
         Ok(output) => output,
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            return eprintln!("SKIPPED: other users can't run this build's binary: {error}");
+            return skipped(&format!("other users can't run this build's binary: {error}"));
         }
         Err(error) => panic!("{error}"),
     };

@@ -1,12 +1,18 @@
 //! Messages over gRPC that no peer of this version sends: empty ones, unknown values, numbers at their limits.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use embermesh_node::gossip::{Gossip, GossipConfig, UdpDatagrams};
 use embermesh_proto::v1;
 use embermesh_proto::v1::mesh_client::MeshClient;
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use crate::expect_it_serves;
+use crate::support::agent::free_address;
+use crate::support::api::action_path;
 use crate::support::{Mesh, until};
 
 /// A mesh of two, `n1` with a container of the action `there`, and a client that talks to `n1` as a peer does.
@@ -43,9 +49,85 @@ fn empty_messages_of_peers_are_refused_or_change_nothing() {
         let entry = peer.lookup_action(v1::LookupActionRequest::default()).await.unwrap().into_inner().entry;
         assert!(entry.is_empty());
     });
-    let metrics = String::from_utf8(bench.mesh[1].get("/metrics").body).unwrap();
-    let counted = metrics.lines().any(|line| line == "embermesh_grpc_malformed_total 9");
-    assert!(counted, "each is counted: {metrics}");
+    assert_eq!(bench.malformed(), 9, "each is counted");
+    bench.expect_nothing_changed();
+}
+
+#[test]
+fn calls_of_another_cluster_are_counted_and_refused_and_teach_nobody_an_action() {
+    let mut bench = Bench::new();
+    let own = bench.mesh[1].settings.cluster.clone();
+    let api = *bench.mesh[1];
+    let expect_theirs = |status| assert_eq!(api.get(&action_path("theirs")).status, status);
+    bench.say(async |mut peer| {
+        let found = v1::LookupActionRequest { namespace: "guest".into(), name: "there".into() };
+        let known = peer.lookup_action(found.clone()).await.unwrap().into_inner().entry;
+        let mut entry: Value = serde_json::from_slice(&known).unwrap();
+        entry["name"] = json!("theirs");
+        let sync = v1::SyncActionsRequest { known: Vec::new(), entries: vec![entry.to_string().into_bytes()] };
+        let refusals = [
+            peer.sync_actions(of("another", sync.clone())).await.err(),
+            peer.lookup_action(of("another", found.clone())).await.err(),
+            peer.notice(of("another", v1::NoticeRequest { from: "n2".into(), ..Default::default() })).await.err(),
+            peer.reserve(of("another", reserve(1, 1, 1, 1, 0))).await.err(),
+            peer.run(of("another", run(1, 2, 1, 1, 1))).await.err(),
+            peer.identify(of("another", v1::IdentifyRequest::default())).await.err(),
+            peer.fetch_code(of("another", v1::FetchCodeRequest::default())).await.err(),
+        ];
+        for (number, refusal) in refusals.into_iter().enumerate() {
+            let refusal = refusal.unwrap_or_else(|| panic!("call {number} was taken"));
+            assert_eq!(refusal.code(), Code::InvalidArgument, "call {number}: {refusal}");
+            assert!(refusal.message().contains("another") && refusal.message().contains(&own), "{refusal}");
+        }
+        expect_theirs(404);
+        peer.sync_actions(of(&own, sync)).await.unwrap();
+        expect_theirs(200);
+    });
+    assert_eq!(bench.malformed(), 7, "each is counted");
+    bench.expect_nothing_changed();
+}
+
+#[test]
+fn what_nobody_can_read_is_counted_and_what_a_newer_peer_says_is_not() {
+    let mut bench = Bench::new();
+    let container = v1::ContainerId { owner: "n1".into(), epoch: bench.epoch(1), number: 1 };
+    bench.say(async |mut peer| {
+        let intent = v1::IntentRequest { container: Some(container), kind: 99, ..Default::default() };
+        peer.intent(intent).await.unwrap();
+        let known = peer.lookup_action(v1::LookupActionRequest { namespace: "guest".into(), name: "there".into() });
+        let mut newer: Value = serde_json::from_slice(&known.await.unwrap().into_inner().entry).unwrap();
+        (newer["name"], newer["kind"]) = (json!("newer"), json!("cobol:1"));
+        let entries = vec![newer.to_string().into_bytes(), b"rubbish".to_vec(), br#"{"namespace": 7}"#.to_vec()];
+        peer.sync_actions(v1::SyncActionsRequest { known: Vec::new(), entries }).await.unwrap();
+    });
+    assert_eq!(bench.malformed(), 2, "the two that are no actions of any version");
+    bench.expect_nothing_changed();
+}
+
+#[test]
+fn gossiped_values_that_make_no_sense_are_counted_and_dropped() {
+    let bench = Bench::new();
+    let dropped = || bench.mesh[1].status()["gossip_dropped"].as_u64().unwrap();
+    assert_eq!(dropped(), 0);
+    let seed = bench.mesh[1].mesh_addr().to_string();
+    let config = GossipConfig {
+        seeds: vec![seed],
+        interval: Duration::from_millis(100),
+        ..GossipConfig::new(&bench.mesh[1].settings.cluster, "n9", 1, free_address())
+    };
+    let stranger = bench.runtime.block_on(async {
+        let (events, _) = tokio::sync::mpsc::channel(100);
+        let gossip = Gossip::start(config, Arc::new(UdpDatagrams), events).await.unwrap();
+        for (key, value) in [("f", "rubbish"), ("a/0", "rubbish"), ("i/0", "rubbish"), ("n", "{"), ("r", "rubbish")] {
+            gossip.set(key, value).unwrap();
+        }
+        gossip
+    });
+    until("each is counted", || {
+        bench.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(20)).await });
+        dropped() >= 5
+    });
+    bench.runtime.block_on(stranger.shutdown());
     bench.expect_nothing_changed();
 }
 
@@ -182,9 +264,17 @@ impl Bench {
         self.runtime.block_on(talk(self.client.clone()));
     }
 
+    /// What the first node has counted.
+    fn malformed(&self) -> u64 {
+        let metrics = String::from_utf8(self.mesh[1].get("/metrics").body).unwrap();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("embermesh_grpc_malformed_total "));
+        line.unwrap().parse().unwrap()
+    }
+
     /// The container has run once, is there, and serves both nodes.
     fn expect_nothing_changed(&self) {
         self.expect_that_it_never_ran();
+        self.mesh.hears_of_container(2, 1);
         for number in [1, 2] {
             let ran = self.mesh[number].run("there", &json!({ "n": number }));
             assert_eq!((ran.container(), &ran.result["echo"]["n"]), (self.container.as_str(), &json!(number)));
@@ -202,6 +292,13 @@ impl Bench {
         expect_it_serves(&self.mesh);
         assert!(!self.mesh[2].log().contains("panicked"), "{}", self.mesh[2].log());
     }
+}
+
+/// The same, as a node of that cluster says it.
+fn of<T>(cluster: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("embermesh-cluster", cluster.parse().unwrap());
+    request
 }
 
 fn reserve(holder_epoch: u64, number: u64, owner_epoch: u64, slots: u32, wait_us: u64) -> v1::ReserveRequest {

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::support::Mesh;
 use crate::support::api::{action_path, blocking};
+use crate::support::{Mesh, Plan};
 use crate::{expect_it_serves, expect_words};
 
 #[test]
@@ -55,9 +55,10 @@ fn an_unknown_container_a_foreign_one_and_one_that_is_no_id_are_told_apart() {
 
 #[test]
 fn an_unknown_lease_and_one_that_is_no_id_are_told_apart() {
-    let mesh = Mesh::of(2);
+    let mesh = Plan::nodes(2).set("EMBERMESH_PROTOCOL_TTL", "10s").start();
     mesh[1].create_builtin("there", "echo", 1);
     mesh[1].run("there", &json!({}));
+    mesh.hears_of_container(2, 1);
     mesh[2].run("there", &json!({}));
     let held = mesh[2].held_leases()[0]["lease_id"].as_str().unwrap().to_owned();
     let release = |number: usize, id: &str| mesh[number].post(&format!("/mesh/v1/leases/{id}/release"), &json!({}));

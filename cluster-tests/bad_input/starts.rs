@@ -80,6 +80,17 @@ fn a_configuration_that_contradicts_itself_is_refused_with_what_to_change() {
 }
 
 #[test]
+fn a_history_that_is_some_other_file_is_named_and_not_touched() {
+    let place = Place::new();
+    let settings = Settings::new(&place, "n1");
+    fs::write(&settings.history, "dear diary\n").unwrap();
+    let (code, said) = settings.refused();
+    assert_eq!(code, FAILURE, "{said}");
+    expect_words(&said, &["n1.history", "does not begin as a history does", "name another file"]);
+    assert_eq!(fs::read_to_string(&settings.history).unwrap(), "dear diary\n");
+}
+
+#[test]
 fn addresses_off_loopback_are_refused_without_insecure() {
     let place = Place::new();
     let (mut mesh, mut api) = (free_address(), free_address());

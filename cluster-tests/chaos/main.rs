@@ -6,4 +6,7 @@ mod endings;
 mod examples;
 mod reports;
 mod runs;
+#[path = "../support/skip.rs"]
+mod skip;
 mod tool;
+mod unprivileged;

@@ -57,15 +57,49 @@ fn a_report_is_judged_by_what_is_in_it_and_refused_if_it_was_damaged() {
     let grant = history.lines().find(|line| line.contains("\"run_began\"")).unwrap();
     violated(&tool, "history/n1.history", &format!("{history}{grant}\n"), "A1_started_at_most_once", "begins twice");
 
-    // Damage is named.
-    let cut = &history[..history.len() / 2];
+    // Calls that were held back are no open loop.
+    let run = fs::read_to_string(report.join("run.json")).unwrap();
+    fs::write(report.join("run.json"), run.replace("\"held_back\": 0", "\"held_back\": 3")).unwrap();
+    let told = String::from_utf8(tool.run(&["check", "report"]).stdout).unwrap();
+    let line = told.lines().find(|line| line.starts_with("calls came when due")).unwrap_or_default();
+    assert!(line.contains("not judged") && line.contains("3 calls were not made"), "{told}");
+    fs::write(report.join("run.json"), run).unwrap();
+
+    // Damage is named: here it ends in the midst of a line.
+    let whole_lines = history[..history.len() / 2].rfind('\n').unwrap();
+    let cut = &history[..whole_lines + 10];
     fs::write(report.join("history/n1.history"), cut).unwrap();
     let (code, said) = tool.refused(&["check", "report"]);
     assert!(code == Some(1) && said.contains("n1.history") && said.contains("cut off"), "{said}");
-    let output = tool.run(&["check", "report/history/n1.history"]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("ends in half a line") && said.contains("n1.history"), "{said}");
+    let alone = ["check", "report/history/n1.history"];
+    let (code, said) = tool.refused(&alone);
+    assert!(
+        code == Some(1) && said.contains("n1.history ends in half a line") && said.contains("--unfinished"),
+        "{said}"
+    );
+    let (code, said) = tool.refused(&[&alone[..], &["--unfinished"]].concat());
+    assert!(code == Some(0) && said.contains("n1.history ends in half a line"), "{said}");
+    // From a moment on at which the clocks were tied anew, as they are again and again.
+    let tie = history.rfind("{\"embermesh_history\"").unwrap();
+    let (code, said) = tool.refused(&["check", &tool.file("headless.history", &history[tie..]).display().to_string()]);
+    assert!(code == Some(1) && said.contains("headless.history lacks the beginning of n1's life"), "{said}");
     fs::write(report.join("history/n1.history"), &history).unwrap();
+    // Half a line is nothing odd of an agent that was killed, which the report knows; of another it is.
+    let half = |node: &str| {
+        let name = format!("history/{node}.history");
+        let [whole, run] = [&name, "run.json"].map(|name| fs::read_to_string(report.join(name)).unwrap());
+        let cut = format!("{whole}{}", &grant[..grant.len() / 2]);
+        fs::write(report.join(&name), &cut).unwrap();
+        sized(&report, &name, cut.len());
+        let judged = tool.refused(&["check", "report"]);
+        fs::write(report.join(&name), whole).unwrap();
+        fs::write(report.join("run.json"), run).unwrap();
+        judged
+    };
+    let (code, said) = half("n2");
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = half("n1");
+    assert!(code == Some(1) && said.contains("n1.history ends in half a line"), "{said}");
     let run = fs::read_to_string(report.join("run.json")).unwrap();
     fs::write(report.join("run.json"), run.replace("\"embermesh_chaos\": 1", "\"embermesh_chaos\": 2")).unwrap();
     let (code, said) = tool.refused(&["check", "report"]);

@@ -1,27 +1,29 @@
 //! Containers that outlive their agent: left behind by a stop or a crash, and taken over by the next start. That it is
 //! the same one is said by the action: the moment at which its process started.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
-
 use serde_json::json;
 
-use crate::engine::{DockerMesh, docker, is_here};
+use crate::engine::{DockerMesh, born, docker, is_here};
 use crate::stock::StockImage;
 use crate::support::api::{action_path, container_path};
-use crate::support::{Ran, soon, until};
+use crate::support::{Clients, at_once, soon, until};
+
+/// What a run prints as it begins.
+const BEGUN: &str = "it has begun";
 
 #[test]
 fn a_clean_stop_leaves_idle_containers_and_the_next_start_serves_with_them() {
     if !is_here() {
         return;
     }
-    let mut mesh = DockerMesh::of(2);
-    mesh[1].create_builtin("kept", "echo", 4);
+    let mut mesh = DockerMesh::where_one_has_room(2);
+    let limits = json!({"memory": 256, "concurrency": 4});
+    mesh[1].create("kept", &json!({"exec": {"kind": "builtin:1", "main": "echo"}, "limits": limits}));
     let first = mesh[1].run("kept", &json!({}));
     mesh.agent(1).halt();
     assert_eq!(mesh.docker.state(first.container()).as_deref(), Some("running"));
     back(&mut mesh);
+    until("it is adopted", || mesh[1].containers()[0]["state"] != "adopting");
     let again = mesh[1].run("kept", &json!({"n": 2}));
     assert_eq!((born(&again), again.annotation("served")), (born(&first), json!("local")), "{}", again.record);
     let shown = mesh[1].containers();
@@ -44,7 +46,7 @@ fn a_run_that_outlives_its_agent_ends_before_its_container_serves_again() {
     mesh[1].create("long", &json!({"exec": {"kind": "builtin:1", "main": "sleep"}, "limits": limits}));
     let first = mesh[1].run("long", &json!({"ms": 0}));
     let mut hung_up =
-        mesh[1].send("POST", &crate::support::api::blocking("long"), br#"{"ms":4000,"log":"it has begun"}"#).unwrap();
+        mesh[1].send("POST", &crate::support::api::blocking("long"), br#"{"ms":15000,"log":"it has begun"}"#).unwrap();
     let name = mesh.docker.name(first.container());
     until("it runs", || docker(&["logs", &name]).contains("it has begun"));
     mesh.agent(1).kill();
@@ -67,7 +69,7 @@ fn a_paused_container_of_a_killed_agent_is_resumed_by_the_next_call() {
     until("the engine has paused it", || mesh.docker.state(first.container()).as_deref() == Some("paused"));
     mesh.agent(1).kill();
     mesh.agent(1).restart();
-    assert_eq!(mesh[1].containers()[0]["state"], json!("paused"));
+    until("it is adopted", || mesh[1].containers()[0]["state"] == "paused");
     assert_eq!(mesh.docker.state(first.container()).as_deref(), Some("paused"));
     let again = mesh[1].run("frozen", &json!({}));
     assert_eq!((born(&again), again.annotation("served")), (born(&first), json!("resumed")));
@@ -115,60 +117,39 @@ fn calls_go_on_through_a_rolling_restart_of_all_nodes() {
         return;
     }
     let mut mesh = DockerMesh::of(3);
-    mesh[1].create_builtin("steady", "echo", 8);
-    let first = mesh[1].run("steady", &json!({}));
-    // Each restart takes other ports.
-    let apis = std::sync::Mutex::new(mesh.agents.iter().map(|agent| **agent).collect::<Vec<_>>());
-    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let goes_on = || {
-        let from = served.load(Ordering::Relaxed);
-        until("calls are served", || served.load(Ordering::Relaxed) >= from + 10);
-    };
-    thread::scope(|scope| {
-        // A client as operators set them up: refused with `Retry-After`, or not connected, it goes to the next node.
-        let client = scope.spawn(|| {
-            let mut answered = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let body = json!({"n": answered}).to_string();
-                let path = crate::support::api::blocking("steady");
-                let mut turn = answered;
-                let taken = soon("some node takes it", || {
-                    let nodes = apis.lock().unwrap().clone();
-                    turn += 1;
-                    let answer = nodes[turn % nodes.len()].try_call("POST", &path, body.as_bytes()).ok()?;
-                    (answer.status != 503).then_some(answer)
-                });
-                let ran = taken.into_ran();
-                assert_eq!((ran.status, &ran.result["echo"]["n"]), (200, &json!(answered)), "{}", ran.record);
-                answered += 1;
-                served.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        // Also when this fails: nobody waits for a client that nobody stops.
-        let stopping = Stop(&stop);
-        goes_on();
+    mesh[1].create_builtin("steady", "sleep", 8);
+    let first = mesh[1].run("steady", &json!({"ms": 0}));
+    let clients = Clients::of(&mesh);
+    let answered = clients.call("steady", &json!({"ms": 100, "log": BEGUN}), || {
+        clients.go_on();
         for number in 1..=3 {
-            mesh.agent(number).halt();
-            let seed = mesh[number % 3 + 1].mesh_addr();
-            mesh.agent(number).settings.join = vec![seed];
-            mesh.agent(number).restart();
-            apis.lock().unwrap()[number - 1] = *mesh[number];
-            until("it is ready", || mesh[number].get("/readyz").status == 200);
-            mesh.await_all_live();
-            goes_on();
+            restart_in_turn(&mut mesh, number);
+            clients.moved(number, *mesh[number]);
+            clients.go_on();
         }
-        drop(stopping);
-        client.join().unwrap();
     });
-    assert_eq!(born(&mesh[1].run("steady", &json!({}))), born(&first), "by the same container as before");
+    let succeeded = answered.all_succeeded(&mesh);
+    let begun = |printed: &str, id: &String| printed.matches(&format!("{id}\u{1f}{BEGUN}")).count();
+    let printed = soon("all lines are there", || {
+        let names = mesh.docker.containers().into_iter().map(|(name, _)| name);
+        let printed: String = names.map(|name| docker(&["logs", &name])).collect();
+        succeeded.iter().all(|id| begun(&printed, id) > 0).then_some(printed)
+    });
+    for id in &succeeded {
+        assert_eq!(begun(&printed, id), 1, "{id} has run once");
+    }
+    let ran = at_once(16, |_| mesh[1].run("steady", &json!({"ms": 500})));
+    assert!(ran.iter().any(|ran| born(ran) == born(&first)), "the container from before serves on");
 }
 
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+/// As docs/operations.md says.
+fn restart_in_turn(mesh: &mut DockerMesh, number: usize) {
+    mesh.agent(number).halt();
+    let seed = mesh[number % 3 + 1].mesh_addr();
+    mesh.agent(number).settings.join = vec![seed];
+    mesh.agent(number).restart();
+    until("it is ready", || mesh[number].get("/readyz").status == 200);
+    mesh.await_all_live();
 }
 
 /// The first node, which knows the second.
@@ -176,8 +157,4 @@ fn back(mesh: &mut DockerMesh) {
     let seed = mesh[2].mesh_addr();
     mesh.agent(1).settings.join = vec![seed];
     mesh.agent(1).restart();
-}
-
-fn born(ran: &Ran) -> u64 {
-    ran.number("started_at_us")
 }

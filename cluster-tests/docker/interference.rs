@@ -2,11 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::engine::{DockerMesh, docker, is_here};
 use crate::stock::StockImage;
-use crate::support::{container_path, until, within};
+use crate::support::{container_path, until};
+
+/// Meddles up to three times: a machine that is busy with other tests may stall for a second by itself.
+#[track_caller]
+fn within_a_second(mut meddle: impl FnMut() -> Duration) {
+    let mut took = Vec::new();
+    while took.last().is_none_or(|last| *last > Duration::from_secs(1)) {
+        assert!(took.len() < 3, "it took {took:?}");
+        took.push(meddle());
+    }
+}
 
 #[test]
 fn a_killed_container_is_noticed_within_a_second_and_replaced() {
@@ -15,14 +25,19 @@ fn a_killed_container_is_noticed_within_a_second_and_replaced() {
     }
     let mesh = DockerMesh::of(2);
     mesh[1].create_builtin("mortal", "echo", 1);
-    let first = mesh[1].run("mortal", &json!({}));
-    docker(&["kill", &mesh.docker.name(first.container())]);
-    within(Duration::from_secs(1), "the node knows", || {
-        mesh[1].containers().iter().all(|container| container["container_id"] != first.container()).then_some(())
+    within_a_second(|| {
+        let first = mesh[1].run("mortal", &json!({}));
+        docker(&["kill", &mesh.docker.name(first.container())]);
+        let killed = Instant::now();
+        // Docker may be long about the removal.
+        let is_over = |c: &Value| c["container_id"] != first.container() || c["state"] == "removing";
+        until("the node knows", || mesh[1].containers().iter().all(is_over));
+        let took = killed.elapsed();
+        let next = mesh[1].run("mortal", &json!({}));
+        assert_ne!(next.container(), first.container());
+        until("the dead one is removed", || mesh.docker.state(first.container()).is_none());
+        took
     });
-    let next = mesh[1].run("mortal", &json!({}));
-    assert_ne!(next.container(), first.container());
-    until("the dead one is removed", || mesh.docker.state(first.container()).is_none());
 }
 
 #[test]
@@ -33,11 +48,13 @@ fn a_container_that_somebody_pauses_answers_within_a_second() {
     let mesh = DockerMesh::of(1);
     mesh[1].create_builtin("held", "echo", 1);
     let first = mesh[1].run("held", &json!({}));
-    docker(&["pause", &mesh.docker.name(first.container())]);
-    let began = Instant::now();
-    let ran = mesh[1].run("held", &json!({}));
-    assert!(began.elapsed() < Duration::from_secs(1), "it took {:?}", began.elapsed());
-    assert_eq!(ran.container(), first.container());
+    within_a_second(|| {
+        docker(&["pause", &mesh.docker.name(first.container())]);
+        let paused = Instant::now();
+        let ran = mesh[1].run("held", &json!({}));
+        assert_eq!(ran.container(), first.container());
+        paused.elapsed()
+    });
 }
 
 #[test]
@@ -51,8 +68,12 @@ fn a_container_that_somebody_resumes_is_paused_again_and_serves_when_it_is_wante
     mesh[1].post(&container_path(first.container(), "pause"), &json!({})).expect(200);
     let paused = || mesh.docker.state(first.container()).as_deref() == Some("paused");
     until("it is paused", paused);
-    docker(&["unpause", &mesh.docker.name(first.container())]);
-    within(Duration::from_secs(1), "it is paused again", || paused().then_some(()));
+    within_a_second(|| {
+        docker(&["unpause", &mesh.docker.name(first.container())]);
+        let resumed = Instant::now();
+        until("it is paused again", paused);
+        resumed.elapsed()
+    });
     let ran = mesh[1].run("rested", &json!({}));
     assert_eq!((ran.container(), ran.annotation("served")), (first.container(), json!("resumed")));
 }

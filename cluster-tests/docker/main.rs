@@ -9,8 +9,12 @@ mod engine;
 mod failures;
 mod images;
 mod interference;
+mod notes;
+mod partitions;
+mod promises;
 mod relay;
 mod reuse;
+mod settling;
 mod stock;
 #[allow(dead_code, unused_imports, reason = "each target uses its own part of it")]
 #[path = "../support/mod.rs"]

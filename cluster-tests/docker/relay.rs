@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 const REAL: &str = "/var/run/docker.sock";
 
@@ -27,6 +28,7 @@ type Open = BTreeMap<u64, [UnixStream; 2]>;
 struct Gate {
     closed: Mutex<bool>,
     opened: Condvar,
+    delay: Mutex<Duration>,
     /// Bytes that came while it was closed.
     held: AtomicU64,
 }
@@ -65,6 +67,11 @@ impl Relay {
         self.gate.held.load(Ordering::Relaxed)
     }
 
+    /// Each piece is that late from now on.
+    pub(crate) fn slow_down(&self, by: Duration) {
+        *self.gate.delay.lock().unwrap() = by;
+    }
+
     /// As when the engine ends: nobody listens, all connections break.
     pub(crate) fn stop(&self) {
         self.go_on();
@@ -86,6 +93,8 @@ impl Drop for Relay {
 
 impl Gate {
     fn pass(&self, bytes: usize) {
+        let delay = *self.delay.lock().unwrap();
+        thread::sleep(delay);
         let mut closed = self.closed.lock().unwrap();
         if *closed {
             self.held.fetch_add(bytes as u64, Ordering::Relaxed);

@@ -12,13 +12,18 @@ mod refusals;
 mod support;
 mod traffic;
 
+use std::time::UNIX_EPOCH;
+
 use serde_json::{Value, json};
 
 use support::{Agent, Mesh, Plan};
 
-/// A mesh whose agents take faults.
+/// A mesh whose agents take faults. `EMBERMESH_FAULT_SEED` makes the dice fall as they did, by which datagrams are lost.
 fn breakable(count: usize) -> Mesh {
-    Plan::nodes(count).arg("--enable-fault-injection").start()
+    let given = std::env::var("EMBERMESH_FAULT_SEED").ok();
+    let seed = given.unwrap_or_else(|| (std::process::id() ^ UNIX_EPOCH.elapsed().unwrap().subsec_nanos()).to_string());
+    eprintln!("EMBERMESH_FAULT_SEED={seed}");
+    Plan::nodes(count).arg("--enable-fault-injection").arg("--fault-seed").arg(&seed).start()
 }
 
 /// Cuts the link to a peer at this end.

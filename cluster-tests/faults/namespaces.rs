@@ -1,6 +1,6 @@
-//! Five agents in network namespaces of their own, and a nemesis over the real network between them: packets that are
-//! dropped one way and both ways, delayed, lost and reordered by the kernel, and agents that are stopped for longer than
-//! a lease lasts. Everything is in a namespace of the test's thread: it is gone with the test.
+//! Five agents in network namespaces of their own, and a fixed story over the real network between them: packets that
+//! are dropped one way, both ways and in a circle, or get lost, and an agent that is stopped for longer than a lease
+//! lasts. Everything is in a namespace of the test's thread: it is gone with the test.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::support::network::{Network, PEERS, host};
-use crate::support::{Mesh, Place, until, within};
+use crate::support::{Mesh, Place, skipped, until, within};
 use crate::traffic::Traffic;
 
 const NODES: usize = 5;
@@ -16,14 +16,13 @@ const NODES: usize = 5;
 const LONGER_THAN_A_LEASE: Duration = Duration::from_millis(1_500);
 /// Twelve rounds of gossip until a silent peer is taken for dead, and some.
 const CUT: Duration = Duration::from_secs(3);
-const HEALED: Duration = Duration::from_secs(10);
 
 #[test]
 fn agents_in_namespaces_of_their_own_bear_a_bad_network_and_heal() {
     // A thread of its own: what is unshared is unshared for good.
     let told = thread::spawn(|| match Network::new(NODES) {
         Some(network) => bear(&network),
-        None => eprintln!("SKIPPED: network namespaces need root"),
+        None => skipped("network namespaces need root"),
     });
     if let Err(panic) = told.join() {
         std::panic::resume_unwind(panic);
@@ -42,41 +41,34 @@ fn bear(network: &Network) {
         for inside in [1, 2] {
             (3..=NODES).for_each(|outside| network.cut_both(inside, outside));
         }
-        until("each side counts the other as dead", || sees(&mesh, 1, "n4", "dead") && sees(&mesh, 5, "n2", "dead"));
+        until("each side counts the other as dead", || mesh.sees(1, "n4", "dead") && mesh.sees(5, "n2", "dead"));
         traffic.goes_on(60);
         network.heal();
-        heals(&mesh, "two sides");
+        mesh.heals("two sides");
 
         // One way: nobody hears n3, which hears everybody.
         (1..=NODES).filter(|n| *n != 3).for_each(|n| network.cut(3, n));
         passes(CUT);
         network.heal();
-        heals(&mesh, "a node that nobody hears");
+        mesh.heals("a node that nobody hears");
 
         // A stopped agent outlives its leases, and others' leases of it.
         mesh[4].signal(Signal::SIGSTOP);
         passes(LONGER_THAN_A_LEASE);
         mesh[4].signal(Signal::SIGCONT);
-        heals(&mesh, "a stopped agent");
+        mesh.heals("a stopped agent");
 
         // Lossy links: TCP repairs what gossip has to bear.
         (1..=NODES).for_each(|n| network.lose(n, 0.08));
         traffic.goes_on(100);
         network.heal();
-        heals(&mesh, "lossy links");
+        mesh.heals("lossy links");
 
-        // Slow ones that reorder, if this kernel has them.
-        if network.worsen(2, "delay 40ms 15ms loss 3% reorder 20%") {
-            traffic.goes_on(60);
-            (1..=NODES).for_each(|n| assert!(network.worsen(n, "delay 5ms 2ms loss 1%")));
-            traffic.goes_on(60);
-            network.mend();
-        }
         // Cut one way in a circle: everybody hears somebody, nobody can answer them.
         (1..=NODES).for_each(|n| network.cut(n, n % NODES + 1));
         passes(CUT);
         network.heal();
-        heals(&mesh, "a circle");
+        mesh.heals("a circle");
         traffic.goes_on(30);
     });
     outcome.check();
@@ -104,33 +96,10 @@ impl Network {
     fn heal(&self) {
         (1..=NODES).for_each(|n| self.at(n, "iptables -F INPUT"));
     }
-
-    /// What a node sends goes through a worse network; `false` where this kernel has none.
-    fn worsen(&self, n: usize, netem: &str) -> bool {
-        let can = self.try_at(n, &format!("tc qdisc replace dev eth0 root netem {netem}"));
-        if !can {
-            eprintln!("SKIPPED: this kernel has no netem");
-        }
-        can
-    }
-
-    fn mend(&self) {
-        (1..=NODES).for_each(|n| self.at(n, "tc qdisc del dev eth0 root"));
-    }
 }
 
 /// Lets time pass: how long something is broken is the fault itself.
 fn passes(time: Duration) {
     let began = Instant::now();
     within(time * 2, "time passes", || (began.elapsed() >= time).then_some(()));
-}
-
-fn sees(mesh: &Mesh, at: usize, peer: &str, state: &str) -> bool {
-    mesh[at].member_state(peer).as_deref() == Some(state)
-}
-
-#[track_caller]
-fn heals(mesh: &Mesh, after: &str) {
-    let live = |agent: &crate::support::Agent| agent.members().iter().all(|(_, state)| state == "live");
-    within(HEALED, after, || mesh.agents.iter().all(live).then_some(()));
 }

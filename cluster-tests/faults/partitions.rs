@@ -1,12 +1,8 @@
 //! Links that are cut, both ways and one way: both sides serve, nothing runs twice, and it heals.
 
-use std::time::Duration;
-
-use crate::support::{Mesh, until, within};
+use crate::support::{Mesh, until};
 use crate::traffic::Traffic;
 use crate::{breakable, cut, heal};
-
-const HEALED: Duration = Duration::from_secs(10);
 
 #[test]
 fn both_sides_of_a_partition_serve_and_nothing_runs_twice() {
@@ -18,13 +14,13 @@ fn both_sides_of_a_partition_serve_and_nothing_runs_twice() {
             peers.iter().for_each(|peer| cut(&mesh[at], peer, true, true));
         }
         until("each side counts the other as dead", || {
-            sees(&mesh, 1, "n2", "dead") && sees(&mesh, 1, "n3", "dead") && sees(&mesh, 2, "n1", "dead")
+            mesh.sees(1, "n2", "dead") && mesh.sees(1, "n3", "dead") && mesh.sees(2, "n1", "dead")
         });
-        assert!(sees(&mesh, 2, "n3", "live"));
+        until("n2 still sees n3", || mesh.sees(2, "n3", "live"));
         all_serve(&mesh);
         traffic.goes_on(60);
         heal(&mesh);
-        heals(&mesh);
+        mesh.heals("a partition");
         traffic.goes_on(60);
     });
     outcome.check();
@@ -45,7 +41,7 @@ fn a_link_that_is_cut_one_way_does_no_harm() {
         traffic.goes_on(200);
         all_serve(&mesh);
         heal(&mesh);
-        heals(&mesh);
+        mesh.heals("a link that was cut one way");
         traffic.goes_on(60);
     });
     outcome.check();
@@ -67,7 +63,7 @@ fn slow_and_lossy_links_lose_nothing() {
         }
         traffic.goes_on(200);
         heal(&mesh);
-        heals(&mesh);
+        mesh.heals("slow and lossy links");
     });
     outcome.check();
     assert_eq!(outcome.failed(), 0, "a link that is only bad fails no call");
@@ -80,18 +76,6 @@ fn all_serve(mesh: &Mesh) {
     for agent in &mesh.agents {
         until("it serves", || agent.invoke("counted", &serde_json::json!({"ms": 1})).status == 200);
     }
-}
-
-fn sees(mesh: &Mesh, at: usize, peer: &str, state: &str) -> bool {
-    mesh[at].member_state(peer).as_deref() == Some(state)
-}
-
-#[track_caller]
-fn heals(mesh: &Mesh) {
-    within(HEALED, "everybody sees everybody again", || {
-        let live = |agent: &crate::support::Agent| agent.members().iter().all(|(_, state)| state == "live");
-        mesh.agents.iter().all(live).then_some(())
-    });
 }
 
 /// L7: without new requests all leases end by themselves.

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::{Mesh, Plan, Ran, at_once, distinct};
+use crate::support::{Mesh, Plan, Ran, at_once, distinct, skipped};
 
 #[test]
 fn two_hundred_activations_run_at_once_in_one_container_that_allows_it() {
@@ -49,7 +49,7 @@ def main(args):
     print("end", args["n"], file=sys.stderr)
     with lock:
         inside -= 1
-    return {"n": args["n"], "id": os.environ["__OW_ACTIVATION_ID"], "pid": os.getpid(), "peak": peak}
+    return {"n": args["n"], "id": os.environ["__OW_ACTIVATION_ID"], "container": os.environ["__EMBERMESH_CONTAINER"], "peak": peak}
 "#;
     own_ids_and_lines("python:3", code);
 }
@@ -68,7 +68,7 @@ async function main({ n, meet }) {
   while (peak < meet && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10));
   console.error('end', n);
   inside--;
-  return { n, id: process.env.__OW_ACTIVATION_ID, pid: process.pid, peak };
+  return { n, id: process.env.__OW_ACTIVATION_ID, container: process.env.__EMBERMESH_CONTAINER, peak };
 }
 "#;
     own_ids_and_lines("nodejs:default", code);
@@ -89,6 +89,7 @@ done
 
     mesh[1].create("loop", &action(1));
     let first = mesh[1].run("loop", &json!({"n": 1}));
+    mesh.hears_of_container(2, 1);
     let second = mesh[2].run("loop", &json!({"n": 2}));
     assert_eq!((second.container(), second.number("pid")), (first.container(), first.number("pid")));
     assert_eq!(second.result["request"]["value"], json!({"n": 2}));
@@ -98,15 +99,17 @@ done
 
 /// Twelve calls at two nodes that wait for one another: all in one container, none with another's id or lines.
 fn own_ids_and_lines(kind: &str, code: &str) {
-    let mesh = Mesh::of(2);
-    let action = json!({"exec": {"kind": kind, "code": code, "binary": false}, "limits": {"concurrency": 50}});
+    // Only one fits, at the first node.
+    let mesh = Plan::nodes(2).memory_of(1, "256MiB").memory_of(2, "128MiB").start();
+    let limits = json!({"concurrency": 50, "memory": 256});
+    let action = json!({"exec": {"kind": kind, "code": code, "binary": false}, "limits": limits});
     mesh[1].create("talk", &action);
     let first = mesh[1].run("talk", &json!({"n": 100, "meet": 1}));
     mesh[2].run("talk", &json!({"n": 100, "meet": 1}));
     let ran = at_once(12, |n| (n, mesh.agents[n % 2].run("talk", &json!({"n": n, "meet": 12}))));
     for (n, ran) in &ran {
         assert_eq!((&ran.result["n"], ran.text("id")), (&json!(n), ran.activation_id.as_str()));
-        assert_eq!(ran.number("pid"), first.number("pid"), "one container serves all");
+        assert_eq!(ran.container(), first.container(), "one container serves all");
         let expected = [format!("stderr: end {n}"), format!("stdout: begin {n} {}", ran.activation_id)];
         let mut lines = lines(&mesh.agents[n % 2].record(&ran.activation_id));
         // Two streams have no order between them.
@@ -128,10 +131,10 @@ fn peaks(ran: &[Ran]) -> Vec<(u64, u64)> {
 }
 
 /// Whether that interpreter is here and new enough.
-fn found(program: &str, question: &[&str]) -> bool {
+pub(crate) fn found(program: &str, question: &[&str]) -> bool {
     let found = Command::new(program).args(question).status().is_ok_and(|status| status.success());
     if !found {
-        eprintln!("SKIPPED: this host has no {program} that is new enough");
+        skipped(&format!("there is no {program} that is new enough"));
     }
     found
 }

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::api::{action_path, blocking};
-use crate::support::{Mesh, Place, Plan, Settings, until};
+use crate::support::{Mesh, Place, Plan, SOON, Settings, until};
 
 #[test]
 fn a_draining_node_refuses_new_work_lets_runs_end_and_says_so() {
@@ -15,9 +15,9 @@ fn a_draining_node_refuses_new_work_lets_runs_end_and_says_so() {
     mesh[1].create_builtin("last", "sleep", 2);
     let first = mesh[1].run("last", &json!({"ms": 0}));
     thread::scope(|scope| {
-        let run = scope.spawn(|| mesh[1].run("last", &json!({"ms": 1500})));
+        let run = scope.spawn(|| mesh[1].run("last", &json!({"ms": 8000})));
         until("it runs", || mesh[1].containers()[0]["busy"] == 1);
-        let drain = scope.spawn(|| mesh[1].cli(&["drain", "--deadline", "20s"]));
+        let drain = scope.spawn(|| mesh[1].cli(&["drain", "--deadline", "60s"]));
         until("it is not ready", || mesh[1].get("/readyz").status == 503);
         assert_eq!(mesh[1].get("/readyz").json()["not_ready"], json!(["draining"]));
         assert_eq!(mesh[1].get("/livez").status, 200);
@@ -29,7 +29,7 @@ fn a_draining_node_refuses_new_work_lets_runs_end_and_says_so() {
         let elsewhere = mesh[2].run("last", &json!({"ms": 1}));
         assert_eq!(elsewhere.node(), "n2", "nothing is granted on what retires");
         let ran = run.join().unwrap();
-        assert_eq!((ran.container(), ran.number("slept_ms")), (first.container(), 1500));
+        assert_eq!((ran.container(), ran.number("slept_ms")), (first.container(), 8000));
         let drained = drain.join().unwrap();
         assert_eq!(drained.status.code(), Some(0), "{drained:?}");
     });
@@ -45,7 +45,7 @@ fn a_drain_tells_what_is_left_at_its_deadline_and_kills_it_only_when_forced() {
     let caller = thread::spawn(move || api.invoke("long", &json!({"ms": 30_000})));
     until("it runs", || mesh[1].containers()[0]["busy"] == 1);
     let drained = mesh[1].cli(&["drain", "--deadline", "300ms", "-o", "json"]);
-    assert_eq!(drained.status.code(), Some(4), "{drained:?}");
+    assert_eq!(drained.status.code(), Some(5), "{drained:?}");
     let outcome: Value = serde_json::from_slice(&drained.stdout).unwrap();
     assert_eq!(
         outcome,
@@ -66,18 +66,18 @@ fn a_drain_tells_of_calls_that_run_at_peers_and_ends_when_they_have() {
     mesh[1].create("far", &action);
     mesh[1].run("far", &json!({"ms": 0}));
     thread::scope(|scope| {
-        let run = scope.spawn(|| mesh[2].run("far", &json!({"ms": 2500})));
+        let run = scope.spawn(|| mesh[2].run("far", &json!({"ms": 8000})));
         until("it runs at the peer", || mesh[1].containers()[0]["busy"] == 1);
         let drained = mesh[2].cli(&["drain", "--deadline", "300ms", "-o", "json"]);
-        assert_eq!(drained.status.code(), Some(4), "{drained:?}");
+        assert_eq!(drained.status.code(), Some(5), "{drained:?}");
         let outcome: Value = serde_json::from_slice(&drained.stdout).unwrap();
         assert_eq!(
             outcome,
             json!({"drained": false, "left": [], "at_peers": 1, "owed": 0, "killed": 0, "given_up": 0})
         );
-        let drained = mesh[2].cli(&["drain", "--deadline", "20s"]);
+        let drained = mesh[2].cli(&["drain", "--deadline", "60s"]);
         assert_eq!(drained.status.code(), Some(0), "{drained:?}");
-        assert_eq!(run.join().unwrap().number("slept_ms"), 2500);
+        assert_eq!(run.join().unwrap().number("slept_ms"), 8000);
     });
 }
 
@@ -94,6 +94,7 @@ fn a_node_that_leaves_ends_with_0_and_is_shown_as_left() {
     }
     let next = mesh[2].run("moves", &json!({}));
     assert_eq!(next.node(), "n2");
+    mesh.hears_of_container(3, 2);
     assert_eq!(mesh[3].run("moves", &json!({})).container(), next.container());
 }
 
@@ -105,7 +106,7 @@ fn a_sigterm_at_any_moment_of_an_agents_start_leaves_a_folder_that_starts_again(
         let mut agent = settings.spawn();
         thread::sleep(Duration::from_millis(after_ms));
         agent.signal(Signal::SIGTERM);
-        let status = agent.wait(Duration::from_secs(10));
+        let status = agent.wait(SOON);
         // Before it has come to watch for signals it ends by the signal itself.
         let by_signal = std::os::unix::process::ExitStatusExt::signal(&status) == Some(Signal::SIGTERM as i32);
         assert!(status.success() || by_signal, "after {after_ms} ms: {status}\n{}", agent.log());
@@ -130,14 +131,14 @@ fn a_sigterm_while_a_container_starts_ends_it_as_well() {
 
 #[test]
 fn a_second_signal_ends_an_agent_at_once_and_its_containers_with_it() {
-    let mut mesh = Mesh::of(1);
+    let mut mesh = Plan::nodes(1).set("EMBERMESH_PROTOCOL_DRAIN_DEADLINE", "60s").start();
     mesh[1].create_builtin("long", "sleep", 1);
     mesh[1].post(&action_path("long"), &json!({"ms": 60_000})).expect(202);
     until("it runs", || mesh[1].containers().first().is_some_and(|c| c["busy"] == 1));
     mesh.agent(1).signal(Signal::SIGTERM);
     until("it goes down", || mesh[1].log().contains("a second signal ends it at once"));
     mesh.agent(1).signal(Signal::SIGTERM);
-    let status = mesh.agent(1).wait(Duration::from_secs(3));
+    let status = mesh.agent(1).wait(Duration::from_secs(20));
     assert!(status.success(), "{status}");
     mesh.place.expect_no_processes();
     // What it could not tidy up the next start does.

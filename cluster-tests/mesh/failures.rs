@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::support::{Mesh, Plan, at_once, soon, until, within};
+use crate::support::{HEALED, Mesh, Plan, at_once, soon, until, within};
 
 /// What a busy test machine may add.
-const SLACK: Duration = Duration::from_millis(1500);
+const SLACK: Duration = Duration::from_secs(4);
 
 #[test]
 fn the_slots_of_a_killed_holder_are_usable_again_within_ttl_and_grace() {
     const SLOTS: usize = 4;
-    let (ttl, grace) = (Duration::from_secs(3), Duration::from_millis(200));
+    let (ttl, grace) = (Duration::from_secs(6), Duration::from_millis(200));
     // One container fits, at `n1`: whoever runs, runs in it.
     let mut mesh =
-        Plan::nodes(2).set("EMBERMESH_PROTOCOL_TTL", "3s").memory_of(1, "256MiB").memory_of(2, "128MiB").start();
+        Plan::nodes(2).set("EMBERMESH_PROTOCOL_TTL", "6s").memory_of(1, "256MiB").memory_of(2, "128MiB").start();
     let limits = json!({"memory": 256, "concurrency": SLOTS});
     mesh[1].create("scarce", &json!({"exec": {"kind": "builtin:1", "main": "sleep"}, "limits": limits}));
     let first = mesh[1].run("scarce", &json!({"ms": 0}));
@@ -28,11 +28,11 @@ fn the_slots_of_a_killed_holder_are_usable_again_within_ttl_and_grace() {
     });
     mesh.agent(2).kill();
     let killed = Instant::now();
-    let ran = at_once(SLOTS, |_| mesh[1].run("scarce", &json!({"ms": 1000})));
+    let ran = at_once(SLOTS, |_| mesh[1].run("scarce", &json!({"ms": 30_000, "until": SLOTS})));
     let took = killed.elapsed();
     assert!(ran.iter().all(|ran| ran.container() == first.container()));
     assert_eq!(ran.iter().map(|ran| ran.number("running")).max(), Some(SLOTS as u64), "all slots were used at once");
-    assert!(took < ttl + grace + Duration::from_millis(1000) + SLACK, "it took {took:?}");
+    assert!(took < ttl + grace + SLACK, "it took {took:?}");
     assert!(took > Duration::from_millis(1500), "they came back by expiry, not by anybody's guess: {took:?}");
 }
 
@@ -41,13 +41,14 @@ fn a_caller_whose_run_is_lost_with_its_owner_is_told_so_promptly_and_the_next_is
     let mut mesh = Mesh::of(3);
     mesh[1].create_builtin("lost", "sleep", 1);
     let first = mesh[1].run("lost", &json!({"ms": 0}));
+    mesh.hears_of_container(2, 1);
     let api = *mesh[2];
     let caller = thread::spawn(move || api.invoke("lost", &json!({"ms": 30_000})));
     until("it runs at the first node", || mesh[1].containers()[0]["busy"] == 1);
     mesh.agent(1).kill();
     let killed = Instant::now();
     let ran = caller.join().unwrap();
-    assert!(killed.elapsed() < Duration::from_secs(2), "told after {:?}", killed.elapsed());
+    assert!(killed.elapsed() < SLACK, "told after {:?}", killed.elapsed());
     assert_eq!((ran.status, ran.annotation("indeterminate")), (500, json!(true)), "{}", ran.record);
     assert!(ran.error().contains("whether it ran is not known"), "{}", ran.record);
     let record = mesh[2].record(&ran.activation_id);
@@ -55,7 +56,9 @@ fn a_caller_whose_run_is_lost_with_its_owner_is_told_so_promptly_and_the_next_is
 
     let next = mesh[2].run("lost", &json!({"ms": 1}));
     assert!(["n2", "n3"].contains(&next.node()) && next.container() != first.container(), "{}", next.record);
-    until("the others see that it is dead", || mesh[2].member_state("n1").as_deref() == Some("dead"));
+    within(HEALED, "the others see that it is dead", || {
+        (mesh.sees(2, "n1", "dead") && mesh.sees(3, "n1", "dead")).then_some(())
+    });
 }
 
 #[test]
@@ -64,8 +67,9 @@ fn an_idempotent_run_that_is_lost_with_its_owner_is_made_again_elsewhere() {
     let exec = json!({"kind": "builtin:1", "main": "sleep"});
     mesh[1].create("again", &json!({"exec": exec, "annotations": [{"key": "idempotent", "value": true}]}));
     mesh[1].run("again", &json!({"ms": 0}));
+    mesh.hears_of_container(2, 1);
     let api = *mesh[2];
-    let caller = thread::spawn(move || api.invoke("again", &json!({"ms": 1500})));
+    let caller = thread::spawn(move || api.invoke("again", &json!({"ms": 6000})));
     until("it runs at the first node", || mesh[1].containers()[0]["busy"] == 1);
     mesh.agent(1).kill();
     let ran = caller.join().unwrap();
@@ -86,7 +90,7 @@ fn all_descendants_of_a_killed_agent_are_gone_within_a_second() {
     let sleeping = |text: &str| mesh.place.processes().iter().any(|p| p.args.contains(text));
     until("all are there", || ["sleep 1000", "sleep 1001", "sleep 1002"].iter().all(|text| sleeping(text)));
     mesh.agent(1).kill();
-    within(Duration::from_secs(1), "no descendant is left", || mesh.place.processes().is_empty().then_some(()));
+    within(SLACK, "no descendant is left", || mesh.place.processes().is_empty().then_some(()));
 }
 
 #[test]
@@ -99,7 +103,7 @@ fn a_killed_agent_comes_back_on_its_folder_with_nothing_of_its_old_containers() 
     mesh.agent(1).settings.join = vec![seed];
     mesh.agent(1).restart();
     assert!(mesh[1].container_folders().is_empty(), "what the old one left is cleaned up");
-    mesh.await_all_live();
+    mesh.heals("a kill");
     let after = mesh[2].run("back", &json!({}));
     assert_ne!(after.container(), before.container());
     assert_eq!(mesh[1].run("back", &json!({})).result["echo"], json!({}));
@@ -110,10 +114,12 @@ fn an_agent_that_was_stopped_for_longer_than_its_leases_serves_on() {
     let mut mesh = Mesh::of(2);
     mesh[1].create_builtin("held", "echo", 2);
     let first = mesh[1].run("held", &json!({}));
+    mesh.hears_of_container(2, 1);
     mesh[2].run("held", &json!({}));
     mesh.agent(2).signal(Signal::SIGSTOP);
     until("its leases have ended", || mesh[1].granted_leases().is_empty());
     mesh.agent(2).signal(Signal::SIGCONT);
+    mesh.heals("a stop");
     let ran = mesh[2].run("held", &json!({"n": 2}));
     assert_eq!((ran.container(), &ran.result["echo"]), (first.container(), &json!({"n": 2})));
 }

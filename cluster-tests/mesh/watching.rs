@@ -15,7 +15,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::support::agent::BINARY;
-use crate::support::{Mesh, Place, SOON, Settings, soon};
+use crate::support::{Mesh, Place, Plan, SOON, Settings, soon};
 
 #[test]
 fn grpc_tools_find_out_that_the_mesh_port_serves_and_what() {
@@ -46,6 +46,7 @@ fn events_tell_what_happens_as_it_happens() {
     let events = mesh[1].events();
     mesh[1].create_builtin("seen", "echo", 2);
     let ran = mesh[1].run("seen", &json!({}));
+    mesh.hears_of_container(2, 1);
     mesh[2].run("seen", &json!({}));
     mesh[1].post(&format!("/mesh/v1/containers/{}/remove", ran.container()), &json!({"force": true})).expect(200);
     mesh.add("n3");
@@ -103,6 +104,7 @@ fn metrics_have_their_documented_names_and_count_what_happened() {
     let mesh = Mesh::of(2);
     mesh[1].create_builtin("counted", "echo", 2);
     let first = mesh[1].run("counted", &json!({}));
+    mesh.hears_of_container(2, 1);
     assert_eq!(mesh[2].run("counted", &json!({})).container(), first.container());
     mesh[1].run("counted", &json!({}));
     let text = |number: usize| String::from_utf8(mesh[number].get("/metrics").body).unwrap();
@@ -155,9 +157,10 @@ fn metrics_have_their_documented_names_and_count_what_happened() {
 
 #[test]
 fn operators_see_the_whole_mesh_from_any_node() {
-    let mesh = Mesh::of(3);
+    let mesh = Plan::nodes(3).set("EMBERMESH_PROTOCOL_TTL", "10s").start();
     mesh[1].create_builtin("shown", "echo", 2);
     let ran = mesh[1].run("shown", &json!({}));
+    mesh.hears_of_container(3, 1);
     mesh[3].run("shown", &json!({}));
     let shown = |args: &[&str]| -> Value {
         let output = mesh[2].cli(&[args, &["-o", "json"]].concat());

@@ -29,8 +29,8 @@ pub(crate) const MEMORY: &str = "1GiB";
 /// Room for an agent's data, and not much more.
 const SMALL_DISK: &str = "size=32m,mode=0700";
 /// An agent drains before it ends.
-const LEAVES_WITHIN: Duration = Duration::from_secs(15);
-const GONE_WITHIN: Duration = Duration::from_secs(5);
+const LEAVES_WITHIN: Duration = Duration::from_secs(60);
+const GONE_WITHIN: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Containers {
@@ -76,9 +76,8 @@ impl Ground {
 
     fn start(&mut self, n: usize, histories: &Path) {
         let place = &self.mesh.place;
-        let history = histories.join(format!("n{n}.history")).display().to_string();
-        let mut settings =
-            self.network.settings(place, n).arg("--enable-fault-injection").arg("--history").arg(&history);
+        let mut settings = self.network.settings(place, n).arg("--enable-fault-injection");
+        settings.history = histories.join(format!("n{n}.history"));
         MEMORY.clone_into(&mut settings.memory);
         if self.docker.is_some() {
             let socket = place.file(&format!("docker-{n}.sock"));

@@ -242,7 +242,7 @@ fn told(n: u64, answer: io::Result<Answer>) -> (Outcome, Option<String>, String)
         Ok(answer) => answer,
         Err(error) => {
             let outcome = match error.kind() {
-                io::ErrorKind::ConnectionRefused => Outcome::Unreached,
+                io::ErrorKind::NotConnected => Outcome::Unreached,
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Outcome::Silent,
                 _ => Outcome::Broken,
             };

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::api::Api;
-use super::{Place, SOON, within};
+use super::{LOOK_EVERY, Place, SOON, skipped, within};
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_embermesh");
 /// A port that was free may be taken by the time it is used.
@@ -40,6 +40,8 @@ pub(crate) struct Settings {
     pub(crate) memory: String,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) args: Vec<String>,
+    /// Where it tells what it does, in all its lives.
+    pub(crate) history: PathBuf,
     /// As if on another host: it sees none of this one's locks. Needs root.
     pub(crate) elsewhere: bool,
     /// In the network namespace of that process. Needs root.
@@ -68,6 +70,7 @@ impl Settings {
             memory: "2GiB".to_owned(),
             env: TIMES.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             args: Vec::new(),
+            history: place.file(&format!("{id}.history")),
             elsewhere: false,
             namespace: None,
         }
@@ -98,6 +101,8 @@ impl Settings {
             .args(["--node-id", &self.id, "--cluster", &self.cluster, "--memory", &self.memory])
             .arg("--data-dir")
             .arg(&self.data_dir)
+            .arg("--history")
+            .arg(&self.history)
             .args(["--mesh", &self.mesh.to_string(), "--api", &self.api.to_string()])
             .args(self.join.iter().flat_map(|seed| ["--join".to_owned(), seed.to_string()]))
             .args(&self.args)
@@ -242,17 +247,24 @@ impl Agent {
     }
 
     /// Waits until it answers as who it is; `false` when it ends instead.
+    #[track_caller]
     fn serves(&mut self) -> bool {
-        let api = self.api;
-        within(SOON, "the agent serves or ends", || {
+        let deadline = Instant::now() + SOON;
+        loop {
             if !self.runs() {
-                return Some(false);
+                return false;
             }
-            let status = api.try_call("GET", "/mesh/v1/status", b"").ok()?.json();
-            let is_it =
-                status["node_id"] == self.settings.id.as_str() && status["cluster"] == self.settings.cluster.as_str();
-            (is_it && status["ready"] == true).then_some(true)
-        })
+            let said = self.api.try_call("GET", "/mesh/v1/status", b"").map(|answer| answer.json());
+            let is_it = said.as_ref().is_ok_and(|status| {
+                let Settings { id, cluster, .. } = &self.settings;
+                status["node_id"] == id.as_str() && status["cluster"] == cluster.as_str() && status["ready"] == true
+            });
+            if is_it {
+                return true;
+            }
+            assert!(Instant::now() < deadline, "it neither serves nor ends, but says {said:?}:\n{}", self.log());
+            thread::sleep(LOOK_EVERY);
+        }
     }
 
     /// The operator's command line against this node.
@@ -317,7 +329,7 @@ pub(crate) fn can_be_elsewhere() -> bool {
     let tried = Command::new("unshare").args(["--mount", "--", "mount", "-t", "tmpfs", "none", "/run"]).status();
     let can = tried.is_ok_and(|status| status.success());
     if !can {
-        eprintln!("SKIPPED: mount namespaces need root");
+        skipped("mount namespaces need root");
     }
     can
 }

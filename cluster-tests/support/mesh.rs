@@ -1,14 +1,20 @@
 //! Several agents that form one mesh.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::ops::Index;
 use std::thread;
+use std::time::{Duration, Instant};
 
+use embermesh_node::history;
 use nix::sys::signal::Signal;
 
-use super::{Agent, Place, Settings, until};
+use super::{Agent, Place, Settings, until, within};
 
-/// How many lines of each agent's log a failed test shows.
-const LOG_LINES: usize = 80;
+/// After a fault has ended, everybody sees everybody again within this.
+pub(crate) const HEALED: Duration = Duration::from_secs(10);
+/// How many lines of each agent's log and history a failed test shows.
+const LAST_LINES: usize = 80;
 
 /// How a mesh is set up: nodes `n1`, `n2` …, all alike unless said otherwise.
 #[derive(Debug)]
@@ -100,12 +106,56 @@ impl Mesh {
     /// Waits until every agent sees all of them.
     #[track_caller]
     pub(crate) fn await_all_live(&self) {
-        until("everybody sees everybody", || {
-            self.agents.iter().all(|agent| {
-                let members = agent.members();
-                self.agents.iter().all(|other| members.contains(&(other.id().to_owned(), "live".to_owned())))
-            })
+        until("everybody sees everybody", || self.all_live());
+    }
+
+    /// The same after a fault, within the time that a mesh has to heal.
+    #[track_caller]
+    pub(crate) fn heals(&self, after: &str) {
+        within(HEALED, &format!("everybody sees everybody again after {after}"), || self.all_live().then_some(()));
+    }
+
+    fn all_live(&self) -> bool {
+        self.agents.iter().all(|agent| {
+            let members = agent.members();
+            self.agents.iter().all(|other| members.contains(&(other.id().to_owned(), "live".to_owned())))
+        })
+    }
+
+    /// Whether a node counts another one as `live`, `dead` …
+    pub(crate) fn sees(&self, at: usize, peer: &str, state: &str) -> bool {
+        self[at].member_state(peer).as_deref() == Some(state)
+    }
+
+    /// Leaves all containers alone until they are gone, and demands that some were kept as the last copies, for nearly
+    /// all of `idle_timeout`, and others, as spare ones, were not.
+    #[track_caller]
+    pub(crate) fn expect_one_kept_longest(&self, idle_timeout: Duration) {
+        // By the owners' word: an engine may be long about a removal.
+        let mut paused: BTreeMap<String, (Instant, Instant)> = BTreeMap::new();
+        until("all copies have idled out", || {
+            let mut left = false;
+            for container in self.agents.iter().flat_map(|agent| agent.containers()) {
+                left |= container["state"] != "removing";
+                if container["state"] == "paused" {
+                    let (id, now) = (container["container_id"].as_str().unwrap().to_owned(), Instant::now());
+                    paused.entry(id).or_insert((now, now)).1 = now;
+                }
+            }
+            !left
         });
+        let kept: Vec<Duration> = paused.into_values().map(|(from, to)| to - from).collect();
+        let long = kept.iter().filter(|time| **time > idle_timeout * 3 / 4).count();
+        assert!(0 < long && long < kept.len(), "of {idle_timeout:?} they were kept {kept:?}");
+    }
+
+    /// Waits until node `at` has heard by gossip of a container of `owner`. From then on it asks there; before, it asks
+    /// the action's home, which may be slow to answer on a busy machine.
+    #[track_caller]
+    pub(crate) fn hears_of_container(&self, at: usize, owner: usize) {
+        let heard = format!(r#""advert_taken":{{"peer":"{}""#, self[owner].id());
+        let history = &self[at].settings.history;
+        until("it is heard of", || fs::read_to_string(history).is_ok_and(|told| told.contains(&heard)));
     }
 
     pub(crate) fn agent(&mut self, number: usize) -> &mut Agent {
@@ -120,6 +170,22 @@ impl Mesh {
             assert_eq!(agent.container_folders(), Vec::<String>::new(), "{} left containers behind", agent.id());
         }
         self.place.expect_no_processes();
+        self.judge();
+    }
+
+    /// The invariants of the protocol, over what all nodes have told of all their lives.
+    #[track_caller]
+    fn judge(&self) {
+        let histories: BTreeSet<_> = self.agents.iter().map(|agent| agent.settings.history.clone()).collect();
+        let judgement = history::judge(&Vec::from_iter(histories)).unwrap();
+        let cut_off = |agent: &&Agent| judgement.unfinished.contains(&agent.settings.history) && !agent.was_killed();
+        if let Some(agent) = self.agents.iter().find(cut_off) {
+            panic!("the history of {} ends in half a line, and it was not killed", agent.id());
+        }
+        let violations: Vec<String> =
+            judgement.violation.iter().chain(&judgement.further).map(ToString::to_string).collect();
+        assert!(violations.is_empty(), "{}", violations.join("\n"));
+        assert!(judgement.records > 0, "the nodes have told nothing");
     }
 }
 
@@ -137,10 +203,15 @@ impl Drop for Mesh {
             return self.end();
         }
         for agent in &self.agents {
-            let log = agent.log();
-            let skipped = log.lines().count().saturating_sub(LOG_LINES);
-            eprintln!("--- log of {}, without its first {skipped} lines", agent.id());
-            log.lines().skip(skipped).for_each(|line| eprintln!("{line}"));
+            show_end(&format!("log of {}", agent.id()), &agent.log());
+            let history = fs::read(&agent.settings.history).unwrap_or_default();
+            show_end(&format!("history of {}", agent.id()), &String::from_utf8_lossy(&history));
         }
     }
+}
+
+fn show_end(what: &str, text: &str) {
+    let skipped = text.lines().count().saturating_sub(LAST_LINES);
+    eprintln!("--- {what}, without its first {skipped} lines");
+    text.lines().skip(skipped).for_each(|line| eprintln!("{line}"));
 }

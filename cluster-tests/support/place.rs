@@ -9,6 +9,9 @@ use tempfile::TempDir;
 
 use super::within;
 
+/// What has been told to end has ended after this, on a busy machine too.
+const ENDED: Duration = Duration::from_secs(20);
+
 #[derive(Debug)]
 pub(crate) struct Place {
     folder: TempDir,
@@ -60,7 +63,7 @@ impl Place {
     /// Fails when a process of these agents is still there.
     #[track_caller]
     pub(crate) fn expect_no_processes(&self) {
-        within(Duration::from_secs(5), "no process of this test is left", || self.processes().is_empty().then_some(()));
+        within(ENDED, "no process of this test is left", || self.processes().is_empty().then_some(()));
     }
 }
 
@@ -78,7 +81,7 @@ impl Drop for Place {
         }
         if !std::thread::panicking() {
             self.expect_no_processes();
-            within(Duration::from_secs(5), "no socket and no mount of this test is left", || {
+            within(ENDED, "no socket and no mount of this test is left", || {
                 self.left_in_kernel().is_empty().then_some(())
             });
         }

@@ -206,9 +206,10 @@ pub struct Revision {
     pub node: NodeId,
 }
 
+/// The counter in base 36: it is an epoch, mostly.
 impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.counter, self.node)
+        write!(f, "{}@{}", Base36(self.counter), self.node)
     }
 }
 

@@ -279,6 +279,8 @@ pub enum RemoteEnd {
 pub enum StartFailure {
     /// The engine could not provide it.
     Engine,
+    /// The engine has too much to do with others: nothing is wrong with this one.
+    Busy,
     /// The action's code failed to initialise.
     Init,
 }

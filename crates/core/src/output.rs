@@ -343,12 +343,15 @@ pub struct Advert {
 }
 
 impl Advert {
+    /// The bucket that has no upper end.
+    pub const MANY: u8 = 3;
+
     pub fn bucket(free: u32) -> u8 {
         match free {
             0 => 0,
             1 => 1,
             2 | 3 => 2,
-            _ => 3,
+            _ => Self::MANY,
         }
     }
 

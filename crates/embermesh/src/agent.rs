@@ -63,7 +63,7 @@ async fn serve(config: NodeConfig, args: &AgentArgs) -> anyhow::Result<ExitCode>
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be watched")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be watched")?;
     let node = tokio::select! {
-        node = start(config, args.enable_fault_injection) => node?,
+        node = start(config, args) => node?,
         _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
         _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
     };
@@ -112,14 +112,14 @@ async fn stdin_closes(watched: bool) {
     }
 }
 
-async fn start(config: NodeConfig, fault_injection: bool) -> anyhow::Result<Node> {
+async fn start(config: NodeConfig, args: &AgentArgs) -> anyhow::Result<Node> {
     let data_dir = DataDir::open(&config.node.data_dir, &config.node.id, &config.node.cluster)?;
     let store = RedbStore::open(data_dir.store_file())?;
     let engine: Arc<dyn Engine> = match config.engine.kind {
         EngineKind::Process => Arc::new(process_engine(&config, &data_dir)?),
         EngineKind::Docker => Arc::new(docker_engine(&config, &data_dir).await?),
     };
-    let (clock, faults) = clock_and_faults(fault_injection);
+    let (clock, faults) = clock_and_faults(args, &config.node.id);
     let parts = Parts {
         engine,
         store: Arc::new(store),
@@ -134,15 +134,19 @@ async fn start(config: NodeConfig, fault_injection: bool) -> anyhow::Result<Node
     Ok(Node::start(config, parts).await?)
 }
 
-fn clock_and_faults(fault_injection: bool) -> (Clock, Option<Arc<Faults>>) {
-    if !fault_injection {
+fn clock_and_faults(args: &AgentArgs, id: &str) -> (Clock, Option<Arc<Faults>>) {
+    if !args.enable_fault_injection {
         return (Clock::default(), None);
     }
+    let seed = args.fault_seed.unwrap_or_else(wall_us);
     tracing::warn!(
+        seed,
         "FAULT INJECTION IS ENABLED: whoever reaches the API can cut this node off, bend its clock and stall its engine"
     );
     let clock = Clock::adjustable();
-    (clock.clone(), Some(Faults::new(clock, wall_us())))
+    // All agents of a run are given one seed: each throws dice of its own.
+    let own = id.bytes().fold(seed, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
+    (clock.clone(), Some(Faults::new(clock, own)))
 }
 
 fn process_engine(config: &NodeConfig, data_dir: &DataDir) -> anyhow::Result<ProcessEngine> {
@@ -175,6 +179,7 @@ async fn docker_engine(config: &NodeConfig, data_dir: &DataDir) -> anyhow::Resul
         PullPolicy::Always => Pull::Always,
     };
     (docker.pull_timeout, docker.start_timeout) = (pull_timeout, start_timeout);
+    docker.parallel_starts = config.engine.parallel_starts as usize;
     (docker.network, docker.max_processes) = (network, pids.into());
     let engine = DockerEngine::connect(docker).await.context("the Docker engine can't be used")?;
     tracing::info!(socket = %config.docker.socket.display(), "containers are the Docker engine's");
@@ -226,7 +231,9 @@ fn configuration(args: &AgentArgs) -> anyhow::Result<NodeConfig> {
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_env("EMBERMESH_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,chitchat=warn,h2=warn,hyper=warn,tonic=warn"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that can't be written is lost: to tell of that on stderr as well would panic in whoever had it to say.
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match format {
         LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => logs.json().init(),

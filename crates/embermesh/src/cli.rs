@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use action::{ActionCommand, ActivationCommand, InvokeArgs};
 pub(crate) use agent::{AgentArgs, DemoArgs, Engine, LogFormat};
-pub(crate) use chaos::{ChaosCommand, ChaosRunArgs, Fault, InjectArgs, Way};
+pub(crate) use chaos::{ChaosCommand, ChaosRunArgs, CheckArgs, Fault, InjectArgs, Way};
 
 const EXAMPLES: &str = "\
 Start a node, then talk to it from another terminal:
@@ -115,7 +115,7 @@ pub(crate) enum OperatorCommand {
 
     /// Ask the peers whether a container may be removed, and show how that ended
     #[command(after_help = REMOVE_EXAMPLES)]
-    Remove(ContainerArgs),
+    Remove(RemoveArgs),
 
     /// Object to an open intent, as the node that is asked
     Veto(VetoArgs),
@@ -175,6 +175,12 @@ pub(crate) struct ContainerArgs {
     /// The container's id, as `embermesh containers` lists it
     #[arg(value_name = "CONTAINER")]
     pub(crate) container_id: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RemoveArgs {
+    #[command(flatten)]
+    pub(crate) container: ContainerArgs,
 
     /// Do not ask the peers
     #[arg(long)]
@@ -204,7 +210,7 @@ pub(crate) struct ReleaseArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Waits until the node is empty: runs have ended, here and at peers, and everything that was accepted
-with a 202 has its record. When something is left at the deadline it is told, and the command exits 4;
+with a 202 has its record. When something is left at the deadline it is told, and the command exits 5;
 the node stays draining.
 
 Examples:

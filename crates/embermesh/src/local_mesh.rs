@@ -24,7 +24,7 @@ use crate::client::{BaseUrl, Client};
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) const POLL: Duration = Duration::from_millis(20);
 /// An agent drains before it ends.
-const LEAVES_WITHIN: Duration = Duration::from_secs(10);
+const LEAVES_WITHIN: Duration = Duration::from_secs(30);
 /// Below those that Linux gives to connections: a node that is started again finds its own free.
 const PORTS: std::ops::Range<u32> = 20_000..32_000;
 

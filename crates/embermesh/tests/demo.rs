@@ -1,6 +1,9 @@
 //! The demo as a new user runs it: real agents, and figures that come from what the actions answered.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../cluster-tests/support/skip.rs"]
+mod skip;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -18,17 +21,15 @@ fn the_demo_shows_every_step_and_leaves_nothing_running() {
 
 #[test]
 fn the_demo_shows_every_step_on_docker_and_leaves_nothing_running() {
-    let docker = |args: &[&str]| Command::new("docker").args(args).stderr(Stdio::null()).output();
-    if !docker(&["version"]).is_ok_and(|output| output.status.success()) {
-        let required = std::env::var("EMBERMESH_REQUIRE_DOCKER").as_deref() == Ok("1");
-        assert!(!required, "EMBERMESH_REQUIRE_DOCKER is set, and `docker version` finds no engine");
-        return eprintln!("SKIPPED: there is no Docker engine");
+    if !skip::docker_is_here() {
+        return;
     }
     let (figures, cluster) = demo(&["--docker"]);
     assert_eq!(figures["engine"], "docker");
     assert!(figures["bare_start_ms"]["p50"].as_f64().unwrap() > 0.0, "{figures}");
     assert!(figures["resumed_ms"]["p50"].as_f64() < figures["cold_start_ms"]["p50"].as_f64(), "{figures}");
     assert!(!running(&cluster), "agents of {cluster} are left");
+    let docker = |args: &[&str]| Command::new("docker").args(args).stderr(Stdio::null()).output();
     let left = docker(&["ps", "-aq", "--filter", &format!("label=embermesh.cluster={cluster}")]).unwrap();
     assert_eq!(String::from_utf8_lossy(&left.stdout), "", "containers of {cluster} are left");
 }
@@ -116,7 +117,11 @@ fn demo(options: &[&str]) -> (serde_json::Value, String) {
     let cluster = format!("demo-{}", demo.id());
     let output = demo.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(began.elapsed() < Duration::from_secs(120), "it took {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(120),
+        "it took {:?}: below 30 s is promised of a release build with the machine to itself",
+        began.elapsed()
+    );
     let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     for name in ["cold_start_ms", "local_warm_us", "remote_new_lease_us", "remote_held_lease_us", "grpc_echo_us"] {
         let (p50, p99) = (figures[name]["p50"].as_f64().unwrap(), figures[name]["p99"].as_f64().unwrap());
@@ -127,7 +132,8 @@ fn demo(options: &[&str]) -> (serde_json::Value, String) {
     assert_eq!(figures["cold_starts"], 1, "{figures}");
     assert!(figures["herd_cold_starts"].as_u64().unwrap() < 3, "{figures}");
     assert_eq!((&figures["vetoed"], &figures["committed"]), (&1.into(), &1.into()), "{figures}");
-    assert_eq!(figures["slots_recovered"], 8, "{figures}");
+    // As many as the killed node had by then: half of the eight at least.
+    assert!((4..=8).contains(&figures["slots_recovered"].as_u64().unwrap()), "{figures}");
     (figures, cluster)
 }
 

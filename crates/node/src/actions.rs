@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use embermesh_core::{ActionId, ActionSpec, Input, NodeId, Revision};
 use embermesh_proto::v1;
 use futures::future::join_all;
+use serde::Deserialize;
 use tokio::time::timeout;
 
 use crate::containers::EngineError;
@@ -204,7 +205,7 @@ impl Node {
         let node = self.clone();
         let merged = self
             .blocking(move || {
-                let mut parsed: Vec<_> = entries.iter().filter_map(|json| readable(json)).collect();
+                let mut parsed: Vec<_> = entries.iter().filter_map(|json| node.readable(json)).collect();
                 if let [_] = parsed.as_slice()
                     && let Some(entry) = parsed.pop()
                 {
@@ -233,6 +234,21 @@ impl Node {
         self.blocking_work().run(work).await.unwrap_or(Err(ActionError::GoingDown))
     }
 
+    /// A kind of a newer version is left to those who can read it; rubbish is counted.
+    fn readable(&self, json: &[u8]) -> Option<ActionEntry> {
+        match serde_json::from_slice(json) {
+            Ok(entry) => Some(entry),
+            Err(_) if json.is_empty() => None,
+            Err(error) => {
+                if !is_newer(json) {
+                    self.metrics().malformed_calls.add();
+                }
+                tracing::warn!(%error, "an action of a peer can't be read here");
+                None
+            }
+        }
+    }
+
     /// A newer revision is known here: containers of older ones retire.
     fn learned(&self, entry: &Arc<ActionEntry>) {
         let revision = Revision { counter: entry.revision.counter, node: NodeId::new(&entry.revision.node_id) };
@@ -245,15 +261,11 @@ impl Node {
     }
 }
 
-/// A kind of a newer version, or rubbish, is left to those who can read it.
-fn readable(json: &[u8]) -> Option<ActionEntry> {
-    match serde_json::from_slice(json) {
-        Ok(entry) => Some(entry),
-        Err(error) => {
-            if !json.is_empty() {
-                tracing::warn!(%error, "an action of a peer can't be read here");
-            }
-            None
-        }
+/// Whether an entry that can't be read here is of a kind that a newer version knows.
+fn is_newer(json: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Probe {
+        kind: String,
     }
+    serde_json::from_slice::<Probe>(json).is_ok_and(|probe| probe.kind.parse::<Kind>().is_err())
 }

@@ -19,6 +19,7 @@ use crate::gossip::Datagrams;
 use crate::net::Net;
 use crate::peers::connect;
 use crate::rejoin::kept_peers;
+use crate::rpc::cluster;
 
 /// A start waits no longer for nodes that don't answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -73,7 +74,7 @@ async fn identify_all(
 ) -> Vec<(SocketAddr, v1::IdentifyReply)> {
     let asked = addresses.take(MOST_ASKED).map(|at| async move {
         let request = v1::IdentifyRequest { node_id: config.node.id.clone() };
-        let mut client = connect(net.clone(), at);
+        let mut client = connect(net.clone(), at, cluster::header_value(&config.node.cluster));
         let reply = timeout(ANSWER, client.identify(request)).await.ok()?.ok()?.into_inner();
         (reply.cluster == config.node.cluster).then_some((at, reply))
     });

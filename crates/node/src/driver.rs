@@ -20,6 +20,8 @@ use crate::node::Node;
 #[derive(Debug)]
 pub(crate) struct Driver {
     core: Mutex<embermesh_core::Node>,
+    /// How often somebody took the mutex.
+    entered: AtomicU64,
     pub(crate) clock: Clock,
     /// The moment that the timer task sleeps until, so that most steps need not wake it.
     armed: AtomicU64,
@@ -55,6 +57,7 @@ impl Driver {
     pub(crate) fn new(core: embermesh_core::Node, clock: Clock) -> Self {
         Self {
             core: Mutex::new(core),
+            entered: AtomicU64::new(0),
             clock,
             armed: AtomicU64::new(u64::MAX),
             earlier: Notify::new(),
@@ -105,7 +108,13 @@ impl Driver {
         (mine, outputs)
     }
 
+    /// How often the core was stepped or looked at.
+    pub(crate) fn entered(&self) -> u64 {
+        self.entered.load(Ordering::Relaxed)
+    }
+
     fn lock(&self) -> MutexGuard<'_, embermesh_core::Node> {
+        self.entered.fetch_add(1, Ordering::Relaxed);
         // A panic in the core is a bug that debug builds show; the state between steps is what it was.
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,6 +3,7 @@
 //! the core's `gossiped`. What can't be read is dropped and counted, never guessed.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 use embermesh_core::output::{Advert, IntentNotice};
@@ -136,6 +137,7 @@ impl Node {
             GossipEvent::Entry { node_id, epoch, key, value } => {
                 let (peer, epoch) = (NodeId::new(&node_id), Epoch(epoch));
                 if self.on_entry(peer.clone(), epoch, &key, &value).is_none() {
+                    self.metrics().malformed_facts.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(peer = %peer, key, value, "a gossiped value makes no sense and is dropped");
                 }
             }

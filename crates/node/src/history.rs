@@ -5,13 +5,14 @@
 //! different tasks may be written out of order: their moments and `step` order them. Files of several nodes are merged
 //! by the wall clock, so what crosses nodes is judged well on one host only.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use embermesh_core::history::{Judge, Record, Violation, What};
-use embermesh_core::{NodeId, Time};
+use embermesh_core::{Epoch, NodeId, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, wall_us};
@@ -21,6 +22,10 @@ const VERSION: u32 = 1;
 const TIE_EVERY_US: u64 = 200_000;
 /// Looks at both clocks, of which the quickest counts: whoever looks may lose the processor in between.
 const LOOKS: usize = 5;
+
+/// No header's line is as long.
+const LONGEST_HEADER: u64 = 4096;
+const HEAD: &[u8] = b"{\"embermesh_history\"";
 
 /// The line that a life begins with, and that ties its clock to the wall's anew.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -72,10 +77,20 @@ pub enum HistoryError {
     Line { path: PathBuf, line: usize, source: serde_json::Error },
     #[error("{path} is of version {version}, this build reads {VERSION}: judge it with the build that wrote it")]
     Version { path: PathBuf, version: u32 },
-    #[error("{path} has a record before any header: its beginning is missing")]
+    #[error("{path} has a record before any header: its beginning is missing; give the whole file")]
     NoHeader { path: PathBuf },
+    #[error("{path} lacks the beginning of {node}'s life under epoch {epoch}: it was cut off; give the whole file")]
+    Headless { path: PathBuf, node: NodeId, epoch: u64 },
+    #[error(
+        "line {line} of {path} is half a line, and no life begins behind it: a piece is missing; give the whole file"
+    )]
+    Torn { path: PathBuf, line: usize },
     #[error("{path} is empty: no agent has written its history there")]
     Empty { path: PathBuf },
+    #[error(
+        "{path} is there and no history of {node} that this build can go on with ({why}): name another file, or move that one away"
+    )]
+    Foreign { path: PathBuf, node: NodeId, why: String },
 }
 
 /// What came of judging.
@@ -93,10 +108,13 @@ pub struct Judgement {
 }
 
 impl HistoryFile {
-    /// Goes on with a file that is there.
+    /// Goes on with a history of this node that is there.
     pub(crate) fn open(path: &Path, node: &NodeId, clock: &Clock) -> Result<Self, HistoryError> {
         let failed = |source| HistoryError::Open { path: path.to_owned(), source };
         let mut file = File::options().create(true).read(true).append(true).open(path).map_err(failed)?;
+        if let Some(why) = foreign(&file, node).map_err(failed)? {
+            return Err(HistoryError::Foreign { path: path.to_owned(), node: node.clone(), why });
+        }
         let unfinished = is_unfinished(&mut file).map_err(failed)?;
         let mut lines = BufWriter::new(file);
         if unfinished {
@@ -143,6 +161,26 @@ impl Lines {
         serde_json::to_writer(&mut self.file, line)?;
         self.file.write_all(b"\n")
     }
+}
+
+/// Why a file that is there is none to go on with, by its first line.
+fn foreign(file: &File, node: &NodeId) -> io::Result<Option<String>> {
+    // A pipe or a terminal has nothing to look at, and would let us wait.
+    if file.metadata()?.len() == 0 {
+        return Ok(None);
+    }
+    let mut first = Vec::new();
+    BufReader::new(file.take(LONGEST_HEADER)).read_until(b'\n', &mut first)?;
+    Ok(match serde_json::from_slice::<Header>(&first) {
+        // A life that was over before its first line was written whole: what follows begins anew.
+        Err(error) if error.is_eof() && first.starts_with(HEAD) => None,
+        Err(_) => Some("it does not begin as a history does".to_owned()),
+        Ok(Header { embermesh_history: VERSION, node: of, .. }) if of == *node => None,
+        Ok(Header { embermesh_history: VERSION, node: of, .. }) => Some(format!("it is of node {of}")),
+        Ok(Header { embermesh_history: version, .. }) => {
+            Some(format!("it is of version {version}, this build writes {VERSION}"))
+        }
+    })
 }
 
 /// An agent that was killed may have left half a line.
@@ -194,20 +232,20 @@ fn read(path: &Path) -> Result<(Vec<(u64, Record)>, bool), HistoryError> {
     let mut header: Option<Header> = None;
     // The first record after the last header.
     let mut tied = 0;
-    let lines: Vec<String> =
-        BufReader::new(File::open(path).map_err(unreadable)?).lines().collect::<Result<_, _>>().map_err(unreadable)?;
     let mut whole = true;
-    for (n, text) in lines.iter().enumerate() {
-        whole = true;
-        let line = match serde_json::from_str(text) {
+    for (n, text) in BufReader::new(File::open(path).map_err(unreadable)?).split(b'\n').enumerate() {
+        let line = match serde_json::from_slice(&text.map_err(unreadable)?) {
             Ok(line) => line,
             // Half a line of one that was killed; what follows is of another life.
-            Err(error) if error.is_eof() => {
+            Err(error) if error.is_eof() && whole => {
                 whole = false;
                 continue;
             }
             Err(source) => return Err(HistoryError::Line { path: path.to_owned(), line: n + 1, source }),
         };
+        if !std::mem::replace(&mut whole, true) && !matches!(line, Line::Header(_)) {
+            return Err(HistoryError::Torn { path: path.to_owned(), line: n });
+        }
         match line {
             Line::Header(new) if new.embermesh_history != VERSION => {
                 return Err(HistoryError::Version { path: path.to_owned(), version: new.embermesh_history });
@@ -229,6 +267,9 @@ fn read(path: &Path) -> Result<(Vec<(u64, Record)>, bool), HistoryError> {
     if header.is_none() {
         return Err(HistoryError::Empty { path: path.to_owned() });
     }
+    if let Some((node, epoch)) = headless(&records) {
+        return Err(HistoryError::Headless { path: path.to_owned(), node, epoch: epoch.0 });
+    }
     // By their moments first: what a container saw is told beside the node's steps.
     records.sort_by_key(|(_, record)| (record.epoch, record.at, record.step));
     // A step that was written late has its moment from its clock: times of one node never go back.
@@ -238,6 +279,15 @@ fn read(path: &Path) -> Result<(Vec<(u64, Record)>, bool), HistoryError> {
         *wall_us = latest;
     }
     Ok((records, whole))
+}
+
+/// A life that does not tell how it began. Headers come again and again: a file may begin with one and lack what was
+/// before it, and nothing of that life would be judged.
+fn headless(records: &[(u64, Record)]) -> Option<(NodeId, Epoch)> {
+    let life = |record: &Record| (record.node.clone(), record.epoch);
+    let began = records.iter().filter(|(_, record)| matches!(record.what, What::Began(_)));
+    let began: BTreeSet<_> = began.map(|(_, record)| life(record)).collect();
+    records.iter().map(|(_, record)| life(record)).find(|life| !began.contains(life))
 }
 
 /// What was written between two headers of one life goes by the rate that its clock had there.
@@ -344,16 +394,50 @@ mod tests {
         let path = folder.path().join("n7.history");
         play(&HistoryFile::open(&path, &NodeId::new("n1"), &Clock::default()).unwrap(), 1);
         let text = std::fs::read_to_string(&path).unwrap();
-        let headless: String =
-            text.lines().skip(1).filter(|l| !l.contains("history")).map(|l| format!("{l}\n")).collect();
+        let without = |word: &str| -> String {
+            text.lines().filter(|line| !line.contains(word)).map(|line| format!("{line}\n")).collect()
+        };
+        let (header, _) = text.split_once('\n').unwrap();
+        let half = "{\"at\":2";
+        let records = without("embermesh_history");
         for (content, said) in [
             (String::new(), "empty"),
             (text.replace("\"embermesh_history\":1", "\"embermesh_history\":9"), "version 9"),
-            (headless, "beginning is missing"),
+            (records.clone(), "beginning is missing"),
+            // Cut off where the clocks were tied again, and in the middle.
+            (without("\"began\""), "lacks the beginning of n1's life under epoch 1"),
+            (format!("{header}\n{half}\n{records}"), "line 2 of"),
+            (format!("{header}\n{records}{half}\n{half}"), "is no record"),
         ] {
             std::fs::write(&path, content).unwrap();
             let error = judge(std::slice::from_ref(&path)).unwrap_err().to_string();
             assert!(error.contains(said) && error.contains("n7.history"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_node_writes_into_no_file_that_is_not_its_own_history() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("n7.history");
+        let open = || HistoryFile::open(&path, &NodeId::new("n1"), &Clock::default()).map(|_| ());
+        let header = |version: u32, node: &str| {
+            format!("{{\"embermesh_history\":{version},\"node\":\"{node}\",\"wall_us\":1,\"at\":1}}\n")
+        };
+        for (content, said) in [
+            ("dear diary\n".to_owned(), "does not begin as a history"),
+            ("x".repeat(1 << 20), "does not begin as a history"),
+            (header(9, "n1"), "of version 9"),
+            (header(1, "n2"), "of node n2"),
+        ] {
+            std::fs::write(&path, &content).unwrap();
+            let error = open().unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("n7.history") && error.contains("another file"), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content, "it is not touched");
+        }
+        for content in [String::new(), header(1, "n1"), header(1, "n1")[..40].to_owned()] {
+            std::fs::write(&path, &content).unwrap();
+            open().unwrap();
+            assert!(std::fs::read_to_string(&path).unwrap().starts_with(&content));
         }
     }
 

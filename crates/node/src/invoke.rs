@@ -194,15 +194,15 @@ impl Node {
     ) -> Step {
         let started_ms = self.wall_ms();
         let waited = activation.arrived.elapsed();
-        let entry = self.entry_in(container).unwrap_or_else(|| activation.entry.clone());
-        let call = &activation.call;
+        let (owned, call) = (self.own_container(container), &activation.call);
+        let place = (container, run);
         let (outcome, end) =
-            self.run_in((container, run), &entry, activation.id, &call.params, &call.transaction_id).await;
+            self.run_in(owned.as_ref(), place, activation.id, &call.params, &call.transaction_id).await;
         let input = Input::RunFinished { container, run, end };
         // Without one the body never reached the container: back to the queue.
         let Some(outcome) = outcome else { return self.not_run(activation, input) };
         self.tell(input);
-        let init_ms = (served == Served::Cold).then(|| self.init_ms(container)).flatten();
+        let init_ms = owned.as_ref().and_then(|owned| owned.init_ms).filter(|_| served == Served::Cold);
         Step::Ended(Ended {
             outcome,
             served: Some(served),
@@ -210,7 +210,7 @@ impl Node {
             waited,
             init_ms,
             ran_at: None,
-            container: Some(container),
+            log: owned.map(|owned| owned.log),
             indeterminate: false,
         })
     }

@@ -237,7 +237,12 @@ impl Node {
             _ => {
                 if !keeping.handed().is_some_and(|before| before.is(&handed)) {
                     keeping.attempt.store(handed.attempt(), Ordering::Relaxed);
-                    self.journal().started(activation.id, handed.started(self)).await.map_err(not_kept)?;
+                    let noted = self.journal().started(activation.id, handed.started(self)).await;
+                    if let Err(error) = noted {
+                        // It may be on disk, or get there yet.
+                        self.note_back(activation);
+                        return Err(not_kept(error));
+                    }
                 }
             }
         }
@@ -303,6 +308,7 @@ impl Node {
             _ => {
                 if activation.keeping.attempt() > 0 {
                     // An earlier attempt may have run.
+                    self.metrics().indeterminate();
                     return After::Ended(Box::new(Ended::indeterminate(activation, &error.to_string())));
                 }
                 let outcome = Outcome::failed(ActivationStatus::InternalError, &error.to_string());

@@ -7,6 +7,7 @@
 //! | `invoke` | the way of one activation at its origin |
 //! | `owned`, `adoption`, [`containers`] | own containers; those of earlier lives; the engines that run them |
 //! | `rpc`, `peers`, [`net`] | gRPC between peers, over a TCP seam |
+//! | `barred` | who is not heard on either seam: the node's own containers |
 //! | [`gossip`], `facts`, `rejoin` | membership and slowly changing facts, over a datagram seam; finding the mesh again |
 //! | [`registry`], `actions` | actions known to every node |
 //! | [`store`], [`data_dir`], `logbook` | what survives a restart; log lines on their way there |
@@ -21,6 +22,7 @@
 mod actions;
 mod adoption;
 pub mod api;
+mod barred;
 pub mod blocking;
 mod claim;
 pub mod clock;

@@ -2,10 +2,14 @@
 //!
 //! Lines of an activation wait here until its record is made, at this node or, for an activation of a peer,
 //! until that peer asks. Lines that no activation claims are kept with their container and go, marked, into the
-//! next record made from it.
+//! next record of a run in it; those that none took are logged when the container is gone.
+//!
+//! A runtime counts the lines that it attributes to a run, and marks their end. What child processes and native code
+//! print is not counted: after a run that wrote nothing itself, only time tells whether such lines are still on their
+//! way. They are waited for where there is reason to expect them: in a container that is new, or wrote some lately.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -22,8 +26,15 @@ const MOST_TOTAL_BYTES: usize = 64 << 20;
 const MOST_UNCLAIMED: usize = 200;
 /// Activations that a container remembers as its own.
 const MOST_RAN: usize = 1024;
-/// How long lines wait to be fetched.
-const KEPT: Duration = Duration::from_secs(60);
+/// How long lines wait to be fetched, from the first on: longer than a run may take, and its origin to ask for them.
+const KEPT: Duration = Duration::from_secs(600);
+/// How long the end of a run's lines may be on its way.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long lines may be on their way of which nobody tells that they come.
+const UNTOLD_PATIENCE: Duration = Duration::from_millis(20);
+/// Runs without lines of their own after which such lines are waited for: the first ones of a container, and
+/// as many after each such line.
+const DOUBTED_RUNS: u32 = 3;
 
 #[derive(Debug, Default)]
 pub(crate) struct LogBook {
@@ -45,35 +56,50 @@ struct Page {
     cut: usize,
     /// Streams on which the last line was announced.
     ended: u8,
+    /// The run was a peer's: where the rest of its lines is, and how many are its own.
+    left: Option<(Weak<ContainerLog>, Option<u32>)>,
 }
 
 impl LogBook {
     /// The sink for one container's lines.
     /// `limit_bytes` is what an activation may write.
-    pub(crate) fn container(self: &Arc<Self>, concurrency: u32, limit_bytes: usize) -> Arc<ContainerLog> {
-        let state = Mutex::default();
-        Arc::new(ContainerLog { book: self.clone(), alone: concurrency == 1, limit_bytes, state })
+    pub(crate) fn container(self: &Arc<Self>, id: Arc<str>, concurrency: u32, limit_bytes: usize) -> Arc<ContainerLog> {
+        let state = Mutex::new(ContainerState { doubted: DOUBTED_RUNS, ..ContainerState::default() });
+        Arc::new(ContainerLog { book: self.clone(), id, alone: concurrency == 1, limit_bytes, state })
     }
 
-    /// Takes what an activation wrote, waiting until `expected` lines or both end marks have come.
-    pub(crate) async fn take(&self, activation: &str, expected: Option<u32>, patience: Duration) -> Vec<String> {
-        let deadline = Instant::now() + patience;
+    /// What a run for a peer wrote stays here until the peer asks.
+    pub(crate) fn leave(&self, activation: &str, log: &Arc<ContainerLog>, own: Option<u32>) {
+        self.lock().page(activation).left = Some((Arc::downgrade(log), own));
+    }
+
+    /// What was left of a peer's activation; once.
+    pub(crate) async fn fetch(&self, activation: &str) -> Vec<String> {
+        let left = self.lock().by_activation.get_mut(activation).and_then(|page| page.left.take());
+        let Some((log, own)) = left else { return Vec::new() };
+        match log.upgrade() {
+            Some(log) => log.take(activation, own).await,
+            // The container is gone: all that it wrote has been read.
+            None => self.lines(activation),
+        }
+    }
+
+    /// Waits until what an activation wrote is here, as far as that can be told. `own` are the lines that its runtime
+    /// attributed to it: of none it marks no end.
+    async fn written(&self, activation: &str, own: Option<u32>) {
+        let deadline = Instant::now() + if own == Some(0) { UNTOLD_PATIENCE } else { PATIENCE };
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
             ended.as_mut().enable();
-            {
-                let mut pages = self.lock();
-                let page = pages.by_activation.get(activation);
-                let complete =
-                    page.is_some_and(|p| p.ended >= 2 || expected.is_some_and(|n| p.lines.len() >= n as usize));
-                if complete || expected == Some(0) || Instant::now() >= deadline {
-                    return pages.remove(activation).map_or_else(Vec::new, Page::into_lines);
-                }
-            }
-            if tokio::time::timeout_at(deadline, ended).await.is_err() {
-                continue;
+            let complete = self.lock().by_activation.get(activation).is_some_and(|page| page.ended >= 2);
+            if complete || tokio::time::timeout_at(deadline, ended).await.is_err() {
+                return;
             }
         }
+    }
+
+    fn lines(&self, activation: &str) -> Vec<String> {
+        self.lock().remove(activation).map_or_else(Vec::new, Page::into_lines)
     }
 
     fn add(&self, activation: &str, line: String, limit_bytes: usize) {
@@ -159,6 +185,7 @@ impl Page {
 #[derive(Debug)]
 pub(crate) struct ContainerLog {
     book: Arc<LogBook>,
+    id: Arc<str>,
     /// One activation at a time: whatever is written during a run is its own.
     alone: bool,
     limit_bytes: usize,
@@ -171,6 +198,10 @@ struct ContainerState {
     /// Activations that ran in it lately: lines that name another are not believed.
     ran: VecDeque<String>,
     unclaimed: VecDeque<String>,
+    /// Unclaimed lines that made room for newer ones.
+    dropped: usize,
+    /// Runs without lines of their own that are not believed to have been silent.
+    doubted: u32,
 }
 
 impl ContainerLog {
@@ -186,13 +217,59 @@ impl ContainerLog {
         state.ran.push_back(activation.to_owned());
     }
 
-    /// Lines that nobody claimed since they were last taken.
-    pub(crate) fn take_unclaimed(&self) -> Vec<String> {
-        self.lock().unclaimed.drain(..).collect()
+    /// Whether a run that has ended left nothing to take. Lines that come later all the same are nobody's.
+    pub(crate) fn was_silent(&self, activation: &str, own: Option<u32>) -> bool {
+        let mut state = self.lock();
+        if own != Some(0) {
+            return false;
+        }
+        if state.doubted > 0 {
+            state.doubted -= 1;
+            return false;
+        }
+        state.close(activation);
+        true
+    }
+
+    /// What a run that has ended wrote, and what nobody claimed since that was last taken; once it is here.
+    pub(crate) async fn take(&self, activation: &str, own: Option<u32>) -> Vec<String> {
+        self.book.written(activation, own).await;
+        let mut state = self.lock();
+        state.close(activation);
+        let mut lines = self.book.lines(activation);
+        lines.extend(state.take_unclaimed());
+        lines
     }
 
     fn lock(&self) -> MutexGuard<'_, ContainerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ContainerState {
+    /// From here on no line is that activation's.
+    fn close(&mut self, activation: &str) {
+        self.running.take_if(|running| running == activation);
+        if let Some(at) = self.ran.iter().rposition(|ran| ran == activation) {
+            self.ran.remove(at);
+        }
+    }
+
+    fn take_unclaimed(&mut self) -> impl Iterator<Item = String> {
+        let dropped = std::mem::take(&mut self.dropped);
+        let note =
+            (dropped > 0).then(|| format!("{} stderr: [unattributed] [{dropped} lines dropped]", log_stamp(wall_ms())));
+        note.into_iter().chain(self.unclaimed.drain(..))
+    }
+}
+
+impl Drop for ContainerLog {
+    /// With the container's last reader: no record will take what is left.
+    fn drop(&mut self) {
+        let mut state = self.lock();
+        for line in state.take_unclaimed() {
+            tracing::info!(container = %self.id, line, "a container wrote this after its last record");
+        }
     }
 }
 
@@ -206,113 +283,34 @@ impl LogSink for ContainerLog {
         let mut state = self.lock();
         // Images that are not ours mark an activation's end without saying whose.
         if activation.is_none() && text == END_MARK {
-            let running = state.running.clone();
-            drop(state);
-            return running.into_iter().for_each(|running| self.book.end(&running));
+            return state.running.iter().for_each(|running| self.book.end(running));
         }
         // The newest first: lines come while their activation runs.
         let claimed = match activation {
             Some(activation) => state.ran.iter().rev().find(|ran| *ran == activation).cloned(),
             None => state.running.clone(),
         };
+        if activation.is_none() || claimed.is_none() {
+            state.doubted = DOUBTED_RUNS;
+        }
+        // The state stays locked: nothing may come to a page that is taken.
         if let Some(activation) = claimed {
-            drop(state);
             return self.book.add(&activation, format!("{stamp} {name}: {text}"), self.limit_bytes);
         }
         if state.unclaimed.len() >= MOST_UNCLAIMED {
             state.unclaimed.pop_front();
+            state.dropped += 1;
         }
         state.unclaimed.push_back(format!("{stamp} {name}: [unattributed] {text}"));
     }
 
     fn end(&self, _: Stream, activation: &str) {
-        let ran = self.lock().ran.iter().rev().any(|ran| ran == activation);
-        if ran {
+        let state = self.lock();
+        if state.ran.iter().rev().any(|ran| ran == activation) {
             self.book.end(activation);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LONG: Duration = Duration::from_secs(5);
-
-    #[tokio::test]
-    async fn lines_are_taken_when_both_streams_have_ended() {
-        let book = Arc::new(LogBook::default());
-        let log = book.container(4, 1000);
-        log.run_begins("a");
-        let taken = tokio::spawn({
-            let book = book.clone();
-            async move { book.take("a", None, LONG).await }
-        });
-        log.line(Stream::Stdout, Some("a"), "hello");
-        log.line(Stream::Stderr, Some("b"), "other");
-        log.end(Stream::Stdout, "a");
-        log.end(Stream::Stderr, "a");
-        let lines = taken.await.unwrap_or_default();
-        assert_eq!(lines.len(), 1);
-        assert!(lines[0].ends_with("stdout: hello"), "{lines:?}");
-    }
-
-    #[tokio::test]
-    async fn a_line_that_names_an_activation_of_another_container_is_not_believed() {
-        let book = Arc::new(LogBook::default());
-        let log = book.container(4, 1000);
-        log.line(Stream::Stdout, Some("stranger"), "forged");
-        log.end(Stream::Stdout, "stranger");
-        log.end(Stream::Stderr, "stranger");
-        assert!(book.take("stranger", Some(1), Duration::from_millis(1)).await.is_empty());
-        assert_eq!(log.take_unclaimed().len(), 1);
-    }
-
-    #[tokio::test]
-    async fn an_end_mark_without_a_name_ends_the_only_run_and_is_no_line() {
-        let book = Arc::new(LogBook::default());
-        let (alone, shared) = (book.container(1, 1000), book.container(2, 1000));
-        alone.run_begins("a");
-        alone.line(Stream::Stdout, None, "mine");
-        alone.line(Stream::Stdout, None, END_MARK);
-        alone.line(Stream::Stderr, None, END_MARK);
-        let lines = book.take("a", None, LONG).await;
-        assert!(lines.len() == 1 && lines[0].ends_with("mine"), "{lines:?}");
-        shared.run_begins("b");
-        shared.line(Stream::Stdout, None, END_MARK);
-        assert!(shared.take_unclaimed().is_empty());
-    }
-
-    #[tokio::test]
-    async fn lines_beyond_the_limit_are_counted_and_cut() {
-        let book = Arc::new(LogBook::default());
-        let log = book.container(1, 100);
-        log.run_begins("a");
-        for _ in 0..3 {
-            log.line(Stream::Stdout, Some("a"), "a line of about eighty bytes with its stamp before it, or so");
-        }
-        let lines = book.take("a", Some(1), LONG).await;
-        assert!(lines.len() == 2 && lines[1].contains("2 more lines were cut"), "{lines:?}");
-    }
-
-    #[tokio::test]
-    async fn nothing_is_waited_for_when_nothing_was_written() {
-        let book = LogBook::default();
-        assert!(book.take("a", Some(0), LONG).await.is_empty());
-        assert!(book.take("a", None, Duration::from_millis(1)).await.is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_line_without_a_mark_belongs_to_the_only_run_or_is_kept_unattributed() {
-        let book = Arc::new(LogBook::default());
-        let alone = book.container(1, 1000);
-        alone.run_begins("a");
-        alone.line(Stream::Stdout, None, "mine");
-        assert_eq!(book.take("a", Some(1), LONG).await.len(), 1);
-        let shared = book.container(2, 1000);
-        shared.run_begins("b");
-        shared.line(Stream::Stdout, None, "whose?");
-        let unclaimed = shared.take_unclaimed();
-        assert!(unclaimed[0].contains("[unattributed] whose?"), "{unclaimed:?}");
-    }
-}
+mod tests;

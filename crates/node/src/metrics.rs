@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     vetoes_ignored: Both,
     pub(crate) served_for_peers: Both,
     pub(crate) malformed_calls: Both,
+    /// Gossiped values that arrived whole and make no sense; shown with the datagrams that were dropped.
+    pub(crate) malformed_facts: AtomicU64,
     pub(crate) invoke_seconds: Histogram,
     pub(crate) wait_seconds: Histogram,
     cold_start_seconds: Histogram,
@@ -48,6 +50,7 @@ pub(crate) struct Gauges {
     pub(crate) records_dropped: Counter,
     pub(crate) journal_commits: Counter,
     pub(crate) journal_steps: Counter,
+    pub(crate) core_entered: Counter,
 }
 
 /// A counter for Prometheus and for `status`.
@@ -102,6 +105,7 @@ impl Metrics {
             vetoes_counted: counter(r, "embermesh_vetoes_total", "outcome", "counted"),
             vetoes_ignored: counter(r, "embermesh_vetoes_total", "outcome", "ignored"),
             malformed_calls: counter(r, "embermesh_grpc_malformed_total", "", ""),
+            malformed_facts: AtomicU64::new(0),
             served_for_peers: counter(r, "embermesh_runs_for_peers_total", "", ""),
             invoke_seconds: r.register_histogram(&key("embermesh_invoke_seconds", "", ""), &META),
             wait_seconds: r.register_histogram(&key("embermesh_queue_wait_seconds", "", ""), &META),
@@ -119,6 +123,7 @@ impl Metrics {
                 gossip_dropped: r.register_counter(&key("embermesh_gossip_dropped_total", "", ""), &META),
                 journal_commits: r.register_counter(&key("embermesh_journal_commits_total", "", ""), &META),
                 journal_steps: r.register_counter(&key("embermesh_journal_steps_total", "", ""), &META),
+                core_entered: r.register_counter(&key("embermesh_core_entered_total", "", ""), &META),
                 records_dropped: r.register_counter(&key("embermesh_records_dropped_total", "", ""), &META),
             },
             handle: recorder.handle(),
@@ -199,30 +204,62 @@ fn counter(recorder: &PrometheusRecorder, name: &'static str, label: &'static st
     Both { shown: recorder.register_counter(&key(name, label, value), &META), value: AtomicU64::new(0) }
 }
 
+const COUNTERS: [(&str, &str); 13] = [
+    ("embermesh_activations_total", "Activations accepted here, by how each was served."),
+    ("embermesh_cold_starts_total", "Containers started that became warm."),
+    ("embermesh_leases_total", "Leases asked of this node, by outcome."),
+    ("embermesh_intents_total", "Rounds of this node's intents, by outcome."),
+    ("embermesh_vetoes_total", "Vetoes sent, counted and ignored."),
+    ("embermesh_runs_for_peers_total", "Runs started in own containers for other nodes."),
+    (
+        "embermesh_grpc_malformed_total",
+        "Calls of peers that could not be read, or were meant for another cluster, and actions that they told of.",
+    ),
+    ("embermesh_gossip_bytes_total", "Gossip, in bytes."),
+    (
+        "embermesh_gossip_dropped_total",
+        "Gossip datagrams dropped as malformed, foreign or harmful, and values that make no sense.",
+    ),
+    ("embermesh_journal_commits_total", "Transactions of the journal."),
+    ("embermesh_journal_steps_total", "What the journal noted in them: promises, starts, ends."),
+    ("embermesh_core_entered_total", "Times that the protocol's core was entered: twice by a warm call."),
+    ("embermesh_records_dropped_total", "Activation records that the store could not keep up with."),
+];
+
+const HISTOGRAMS: [(&str, &str); 3] = [
+    ("embermesh_invoke_seconds", "From an activation's arrival to its end."),
+    ("embermesh_queue_wait_seconds", "From an activation's arrival to its hand-over to a container."),
+    ("embermesh_cold_start_seconds", "From the decision to start a container to its being warm."),
+];
+
 fn describe(recorder: &PrometheusRecorder) {
-    let counters = [
-        ("embermesh_activations_total", "Activations accepted here, by how each was served."),
-        ("embermesh_cold_starts_total", "Containers started that became warm."),
-        ("embermesh_leases_total", "Leases asked of this node, by outcome."),
-        ("embermesh_intents_total", "Rounds of this node's intents, by outcome."),
-        ("embermesh_vetoes_total", "Vetoes sent, counted and ignored."),
-        ("embermesh_runs_for_peers_total", "Runs started in own containers for other nodes."),
-        ("embermesh_grpc_malformed_total", "Calls of peers that could not be read, and were refused."),
-        ("embermesh_gossip_bytes_total", "Gossip, in bytes."),
-        ("embermesh_gossip_dropped_total", "Gossip datagrams dropped as malformed, foreign or harmful."),
-        ("embermesh_journal_commits_total", "Transactions of the journal."),
-        ("embermesh_journal_steps_total", "What the journal noted in them: promises, starts, ends."),
-        ("embermesh_records_dropped_total", "Activation records that the store could not keep up with."),
-    ];
-    for (name, text) in counters {
+    for (name, text) in COUNTERS {
         recorder.describe_counter(name.into(), None, text.into());
     }
-    let histograms = [
-        ("embermesh_invoke_seconds", "From an activation's arrival to its end."),
-        ("embermesh_queue_wait_seconds", "From an activation's arrival to its hand-over to a container."),
-        ("embermesh_cold_start_seconds", "From the decision to start a container to its being warm."),
-    ];
-    for (name, text) in histograms {
+    for (name, text) in HISTOGRAMS {
         recorder.describe_histogram(name.into(), None, text.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn every_metric_is_in_the_readme_and_in_the_operations_guide() {
+        let metrics = Metrics::new();
+        metrics.gauges.peers.set(1.0);
+        let shown = metrics.render();
+        let shown =
+            shown.lines().filter(|line| line.starts_with("# TYPE ")).map(|line| line.split(' ').nth(2).unwrap());
+        let described = COUNTERS.iter().chain(&HISTOGRAMS).map(|(name, _)| *name);
+        let names: std::collections::BTreeSet<&str> = shown.chain(described).collect();
+        assert!(names.contains("embermesh_peers") && names.contains("embermesh_owed_activations"), "{names:?}");
+        let readme = include_str!("../../../README.md");
+        let guide = include_str!("../../../docs/operations.md");
+        let missing = |text: &'static str| names.iter().filter(|name| !text.contains(**name)).collect::<Vec<_>>();
+        assert_eq!((missing(readme), missing(guide)), (vec![], vec![]));
     }
 }

@@ -43,8 +43,18 @@ impl Net for HostNet {
 
     async fn connect(&self, to: SocketAddr) -> io::Result<Box<dyn Stream>> {
         let stream = TcpStream::connect(to).await?;
+        refuse_itself(&stream)?;
         stream.set_nodelay(true)?;
         Ok(Box::new(stream))
+    }
+}
+
+/// Where nobody listens, a host connects a socket with itself if the port that it picks for this end happens to be the
+/// other one: a call would be its own answer, and whoever is to listen there could not.
+fn refuse_itself(stream: &TcpStream) -> io::Result<()> {
+    match stream.local_addr()? == stream.peer_addr()? {
+        true => Err(io::ErrorKind::ConnectionRefused.into()),
+        false => Ok(()),
     }
 }
 
@@ -94,5 +104,22 @@ impl AsyncWrite for Accepted {
 
     fn is_write_vectored(&self) -> bool {
         self.0.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_is_connected_with_itself_is_no_peer() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let own = socket.local_addr().unwrap();
+        let stream = socket.connect(own).await.unwrap();
+        assert_eq!(refuse_itself(&stream).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::barred::Barred;
 use crate::blocking::Blocking;
 use crate::claim::{self, Taken};
 use crate::clock::Clock;
@@ -158,6 +159,8 @@ impl Node {
         if let Some(faults) = &faults {
             (engine, net, datagrams) = (faults.engine(engine), faults.net(net), faults.datagrams(datagrams));
         }
+        net = Arc::new(Barred::new(net, engine.clone()));
+        datagrams = Arc::new(Barred::new(datagrams, engine.clone()));
         let listen = |what, at| move |source| StartError::Listen { what, at, source };
         let mesh_listener =
             net.listen(config.listen.mesh).await.map_err(listen("the mesh port (TCP)", config.listen.mesh))?;
@@ -166,7 +169,8 @@ impl Node {
         let known = claim::ask(&config, &net, datagrams.as_ref()).await?;
         let epoch = Epoch(data_dir.next_epoch(clock.wall_us(), known)?);
         let id = NodeId::new(&config.node.id);
-        let registry = Registry::load(store.clone(), config.node.id.clone(), RegistryLimits::from(&config.limits))?;
+        let registry =
+            Registry::load(store.clone(), config.node.id.clone(), epoch.0, RegistryLimits::from(&config.limits))?;
         let codes = CodeStore::with_limit(data_dir.code_dir(), config.limits.code_max.bytes())?;
         let retention = crate::store::Retention {
             max_age: config.store.retention_age,
@@ -198,7 +202,7 @@ impl Node {
             codes,
             records,
             journal,
-            peers: Peers::new(net),
+            peers: Peers::new(net, &config.node.cluster),
             gossip: OnceLock::new(),
             logbook: Arc::default(),
             owned: OwnedTable::default(),

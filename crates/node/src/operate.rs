@@ -68,14 +68,25 @@ impl Node {
             Output::IntentAnswer { answer, .. } => Some(answer.clone()),
             _ => None,
         });
-        let intent = match answer {
+        let mut intent = match answer {
             Some(Ok(intent)) => intent,
             Some(Err(IntentProblem::UnknownContainer)) | None => return Err(not_found()),
             Some(Err(problem)) => return Err(OperatorError::Conflict(problem.to_string())),
         };
         let ended = async {
+            let mut missed = false;
             loop {
                 match events.recv().await {
+                    // It is the same intent still, in its next round.
+                    Ok(Event::IntentClosed { intent: closed, end: IntentEnd::Late, .. }) if closed == intent => {
+                        missed = true;
+                    }
+                    Ok(Event::IntentOpened { intent: opened, .. })
+                        if missed && opened.container == intent.container =>
+                    {
+                        intent = opened;
+                        missed = false;
+                    }
                     Ok(Event::IntentClosed { intent: closed, end, .. }) if closed == intent && !force => {
                         return Some(end);
                     }

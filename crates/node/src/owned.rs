@@ -1,7 +1,7 @@
 //! Own containers: what the core wants of the engine, and runs in them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,8 +29,8 @@ const MOST_START_ERRORS: usize = 1000;
 pub(crate) struct Owned {
     id: Arc<str>,
     entry: Arc<ActionEntry>,
-    log: Arc<ContainerLog>,
-    init_ms: Option<u64>,
+    pub(crate) log: Arc<ContainerLog>,
+    pub(crate) init_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -42,13 +42,18 @@ enum EngineCall {
 
 #[derive(Debug, Default)]
 pub(crate) struct OwnedTable {
-    containers: Mutex<HashMap<u64, Owned>>,
+    /// Calls only read it, several at a time.
+    containers: RwLock<HashMap<u64, Owned>>,
     start_errors: Mutex<HashMap<(String, String), String>>,
 }
 
 impl OwnedTable {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Owned>> {
-        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<u64, Owned>> {
+        self.containers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<u64, Owned>> {
+        self.containers.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn errors(&self) -> MutexGuard<'_, HashMap<(String, String), String>> {
@@ -83,7 +88,10 @@ impl Node {
         action: &ActionId,
         revision: &Revision,
     ) -> Result<(), (StartFailure, String)> {
-        let engine = |e: EngineError| (StartFailure::Engine, e.to_string());
+        let engine = |error: EngineError| {
+            let failure = if matches!(error, EngineError::Busy(_)) { StartFailure::Busy } else { StartFailure::Engine };
+            (failure, error.to_string())
+        };
         let entry = self
             .registry()
             .get(action.namespace(), action.name())
@@ -98,7 +106,7 @@ impl Node {
             })?),
         };
         self.engine().start(spec).await.map_err(engine)?;
-        if !self.owned().lock().contains_key(&container) {
+        if !self.owned().read().contains_key(&container) {
             // Given up meanwhile (a forced drain): nobody else would end it.
             self.engine().remove(&id).await.ok();
             return Err((StartFailure::Engine, "the container was given up while it started".to_owned()));
@@ -116,7 +124,7 @@ impl Node {
         if reply.status != 200 {
             return Err((StartFailure::Init, init_error(&reply)));
         }
-        if let Some(owned) = self.owned().lock().get_mut(&container) {
+        if let Some(owned) = self.owned().write().get_mut(&container) {
             owned.init_ms = Some(u64::try_from(began.elapsed().as_millis()).unwrap_or(0));
         }
         Ok(())
@@ -126,9 +134,9 @@ impl Node {
     pub(crate) fn enlist(&self, container: u64, entry: &Arc<ActionEntry>) -> ContainerSpec {
         let id: Arc<str> = self.container_id(container).to_string().into();
         let limit_bytes = usize::try_from(entry.limits.logs << 20).unwrap_or(usize::MAX);
-        let log = self.logbook().container(entry.limits.concurrency, limit_bytes);
+        let log = self.logbook().container(id.clone(), entry.limits.concurrency, limit_bytes);
         let owned = Owned { id: id.clone(), entry: entry.clone(), log: log.clone(), init_ms: None };
-        self.owned().lock().insert(container, owned);
+        self.owned().write().insert(container, owned);
         ContainerSpec {
             id,
             namespace: entry.namespace.clone(),
@@ -168,14 +176,14 @@ impl Node {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(10));
             }
-            node.owned().lock().remove(&container);
+            node.owned().write().remove(&container);
             node.tell(Input::RemoveEnded { container });
         });
     }
 
     async fn engine_call(&self, container: u64, call: EngineCall) -> bool {
         // A container that failed before the engine heard of it needs nothing.
-        let Some(id) = self.owned().lock().get(&container).map(|o| o.id.clone()) else { return true };
+        let Some(id) = self.owned().read().get(&container).map(|o| o.id.clone()) else { return true };
         let ended = match call {
             EngineCall::Pause => self.engine().pause(&id).await,
             EngineCall::Resume => self.engine().resume(&id).await,
@@ -193,26 +201,28 @@ impl Node {
     /// Runs an activation in an own container. No outcome: the body provably never reached it.
     pub(crate) async fn run_in(
         &self,
+        owned: Option<&Owned>,
         (container, run): (u64, RunId),
-        entry: &ActionEntry,
         activation: ActivationId,
         params: &Bytes,
         transaction_id: &str,
     ) -> (Option<Outcome>, RunEnd) {
-        let Some(owned) = self.owned().lock().get(&container).cloned() else { return (None, RunEnd::NeverStarted) };
-        let limit = Duration::from_millis(entry.limits.timeout);
+        let Some(owned) = owned else { return (None, RunEnd::NeverStarted) };
+        let limit = Duration::from_millis(owned.entry.limits.timeout);
         let payload_bytes = self.payload_bytes();
         let hex = activation.to_string();
         owned.log.run_begins(&hex);
         let deadline_ms = self.wall_ms() + u64::try_from(limit.as_millis()).unwrap_or(u64::MAX / 2);
-        let body = run_body(entry, params, &hex, transaction_id, deadline_ms);
+        let body = run_body(&owned.entry, params, &hex, transaction_id, deadline_ms);
         let began = Instant::now();
         self.tell_history(What::Entered { container, run });
         let answer = self.engine().run(&owned.id, body, limit).await;
         let took = began.elapsed();
         let (outcome, end) = match answer {
             Ok(reply) => (Some(Outcome::of_reply(reply, payload_bytes, took)), RunEnd::Answered),
-            Err(EngineError::Refused(_) | EngineError::Unknown(_)) => (None, RunEnd::NeverStarted),
+            Err(EngineError::Refused(_) | EngineError::Busy(_) | EngineError::Unknown(_)) => {
+                (None, RunEnd::NeverStarted)
+            }
             Err(error) => {
                 let end = match error {
                     EngineError::Timeout(_) => RunEnd::TimedOut,
@@ -229,17 +239,9 @@ impl Node {
         (outcome, end)
     }
 
-    /// The revision that a container serves.
-    pub(crate) fn entry_in(&self, container: u64) -> Option<Arc<ActionEntry>> {
-        self.owned().lock().get(&container).map(|o| o.entry.clone())
-    }
-
-    pub(crate) fn init_ms(&self, container: u64) -> Option<u64> {
-        self.owned().lock().get(&container)?.init_ms
-    }
-
-    pub(crate) fn unclaimed_lines(&self, container: u64) -> Vec<String> {
-        self.owned().lock().get(&container).map(|o| o.log.take_unclaimed()).unwrap_or_default()
+    /// A container that takes runs; none if it is gone.
+    pub(crate) fn own_container(&self, container: u64) -> Option<Owned> {
+        self.owned().read().get(&container).cloned()
     }
 
     /// Why the action's containers do not start.

@@ -9,11 +9,12 @@ use embermesh_core::{Epoch, NodeId};
 use embermesh_proto::v1::mesh_client::MeshClient;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tonic::codegen::http::Uri;
+use tonic::codegen::http::{HeaderValue, Uri};
 
 use crate::actions::exchange::Exchange;
 use crate::net::Net;
 use crate::rpc::channel::{CallError, Channel};
+use crate::rpc::cluster;
 
 pub(crate) type Client = MeshClient<Channel>;
 
@@ -50,12 +51,13 @@ pub(crate) struct Peer {
 #[derive(Debug)]
 pub(crate) struct Peers {
     net: Arc<dyn Net>,
+    cluster: HeaderValue,
     table: Mutex<BTreeMap<NodeId, Peer>>,
 }
 
 impl Peers {
-    pub(crate) fn new(net: Arc<dyn Net>) -> Self {
-        Self { net, table: Mutex::default() }
+    pub(crate) fn new(net: Arc<dyn Net>, cluster: &str) -> Self {
+        Self { net, cluster: cluster::header_value(cluster), table: Mutex::default() }
     }
 
     /// Notes a live peer; `false` if a newer epoch of it is known.
@@ -78,7 +80,7 @@ impl Peers {
             draining: false,
             about: About::default(),
             exchange: Exchange::default(),
-            client: connect(self.net.clone(), mesh),
+            client: connect(self.net.clone(), mesh, self.cluster.clone()),
         };
         table.insert(id.clone(), peer);
         true
@@ -139,16 +141,19 @@ impl Peers {
     }
 }
 
-pub(crate) fn connect(net: Arc<dyn Net>, to: SocketAddr) -> Client {
+pub(crate) fn connect(net: Arc<dyn Net>, to: SocketAddr, cluster: HeaderValue) -> Client {
     let origin =
         Uri::builder().scheme("http").authority(to.to_string()).path_and_query("/").build().unwrap_or_default();
-    MeshClient::with_origin(Channel::new(net, to), origin)
+    MeshClient::with_origin(Channel::new(net, to, cluster), origin)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// Whether a failed call provably never left this node.
+/// Whether a failed call provably never left this node, or this mesh.
 pub(crate) fn never_sent(status: &tonic::Status) -> bool {
+    if cluster::was_foreign(status) {
+        return true;
+    }
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if matches!(error.downcast_ref(), Some(CallError::NotSent { .. })) {

@@ -8,14 +8,12 @@ use embermesh_core::{ActivationId, Input, NodeId};
 use serde_json::json;
 
 use crate::invoke::Activation;
+use crate::logbook::ContainerLog;
 use crate::node::Node;
 use crate::outcome::Outcome;
 use crate::registry::action::KeyValue;
 use crate::store::journal::Kept;
 use crate::store::{ActivationRecord, ActivationResponse, ActivationStatus};
-
-/// How long a record waits for its log lines.
-const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How an activation ended at its origin.
 pub(crate) struct Ended {
@@ -24,9 +22,9 @@ pub(crate) struct Ended {
     pub(crate) started_ms: u64,
     pub(crate) waited: Duration,
     pub(crate) init_ms: Option<u64>,
-    /// Where its log lines are: here, or at a peer.
+    /// Where its log lines are: at a peer, or here.
     pub(crate) ran_at: Option<NodeId>,
-    pub(crate) container: Option<u64>,
+    pub(crate) log: Option<Arc<ContainerLog>>,
     pub(crate) indeterminate: bool,
 }
 
@@ -40,7 +38,7 @@ impl Ended {
             waited: activation.arrived.elapsed(),
             init_ms: None,
             ran_at: None,
-            container: None,
+            log: None,
             indeterminate: false,
         }
     }
@@ -54,7 +52,7 @@ impl Ended {
             waited,
             init_ms: None,
             ran_at: Some(peer),
-            container: None,
+            log: None,
             indeterminate: false,
         }
     }
@@ -88,7 +86,7 @@ impl Node {
         if let Some(served) = ended.served {
             annotations.push(annotation("served", json!(served_name(served))));
         }
-        if ended.container.is_some() || ended.ran_at.is_some() {
+        if ended.log.is_some() || ended.ran_at.is_some() {
             let node = ended.ran_at.as_ref().unwrap_or_else(|| self.id());
             annotations.push(annotation("node", json!(node.as_str())));
         }
@@ -110,14 +108,17 @@ impl Node {
             annotations,
             response: ActivationResponse::new(ended.outcome.status, ended.outcome.result.clone()),
         };
-        let unclaimed = ended.container.map(|c| self.unclaimed_lines(c)).unwrap_or_default();
-        let ran = ended.ran_at.is_some() || ended.container.is_some();
-        let no_lines = !ran || (ended.outcome.log_lines == Some(0) && unclaimed.is_empty());
+        let own_lines = ended.outcome.log_lines;
+        let no_lines = match (&ended.ran_at, &ended.log) {
+            (Some(_), _) => own_lines == Some(0),
+            (None, Some(log)) => log.was_silent(&activation.hex, own_lines),
+            (None, None) => true,
+        };
         let (node, id, mut stored) = (self.clone(), activation.id, record.clone());
         if activation.keeping.is_promised() {
             self.track(async move {
                 if !no_lines {
-                    node.add_lines(&mut stored, &ended, unclaimed).await;
+                    node.add_lines(&mut stored, &ended).await;
                 }
                 node.end_owed(id, stored).await;
             });
@@ -125,7 +126,7 @@ impl Node {
             self.records().record(stored);
         } else {
             tokio::spawn(async move {
-                node.add_lines(&mut stored, &ended, unclaimed).await;
+                node.add_lines(&mut stored, &ended).await;
                 node.records().record(stored);
             });
         }
@@ -168,12 +169,13 @@ impl Node {
         }
     }
 
-    async fn add_lines(&self, record: &mut ActivationRecord, ended: &Ended, unclaimed: Vec<String>) {
-        record.logs = match &ended.ran_at {
-            Some(peer) => self.call_logs(peer, &record.activation_id).await,
-            None => self.logbook().take(&record.activation_id, ended.outcome.log_lines, LOG_PATIENCE).await,
+    async fn add_lines(&self, record: &mut ActivationRecord, ended: &Ended) {
+        let id = &record.activation_id;
+        record.logs = match (&ended.ran_at, &ended.log) {
+            (Some(peer), _) => self.call_logs(peer, id).await,
+            (None, Some(log)) => log.take(id, ended.outcome.log_lines).await,
+            (None, None) => Vec::new(),
         };
-        record.logs.extend(unclaimed);
     }
 }
 

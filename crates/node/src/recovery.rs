@@ -77,7 +77,10 @@ impl Node {
                     self.record(&activation, ended);
                     return;
                 }
-                Asked::NotRun => return self.run_again(&kept, started.attempt, gate).await,
+                Asked::NotRun => {
+                    drop(self.journal().came_back(kept.id, started.attempt));
+                    return self.run_again(&kept, started.attempt, gate).await;
+                }
                 Asked::Stopped => return,
                 Asked::Unknown => NOT_TOLD,
             },

@@ -1,5 +1,7 @@
 //! What a node shows of itself: the views of `/mesh/v1`.
 
+use std::sync::atomic::Ordering;
+
 use embermesh_core::ids::{IntentId, LeaseId};
 use embermesh_core::output::{Event, IntentEnd, IntentKind};
 use embermesh_core::{ActionId, ContainerId, Fence, NodeId};
@@ -160,7 +162,7 @@ impl Node {
             actions: self.registry().total() as u64,
             gossip_bytes_sent: stats.sent_bytes,
             gossip_bytes_received: stats.received_bytes,
-            gossip_dropped: stats.dropped_total(),
+            gossip_dropped: stats.dropped_total() + self.metrics().malformed_facts.load(Ordering::Relaxed),
             gossip_restarts,
             served: self.metrics().shown(),
         }
@@ -201,6 +203,7 @@ impl Node {
         gauges.gossip_received.absolute(status.gossip_bytes_received);
         gauges.gossip_dropped.absolute(status.gossip_dropped);
         gauges.records_dropped.absolute(self.records().stats().dropped);
+        gauges.core_entered.absolute(self.driver().entered());
         self.metrics().render()
     }
 

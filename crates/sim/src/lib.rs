@@ -8,7 +8,9 @@
 //! | [`rules`] | fair shares and keepers, each by itself |
 //! | [`scale`] | hundreds of nodes under load, with a model of their gossip |
 //! | [`simulator`] | whole nodes on simulated hosts, from one seed |
+//! | `azure` | the shape of the load that the last two play |
 
+mod azure;
 pub mod mesh;
 pub mod model;
 pub mod rules;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use embermesh_sim::simulator::{Campaign, Mode, Options, Outcome, Plan, Summary, play};
+use embermesh_sim::simulator::{Campaign, Mode, Outcome, Summary, play};
 
 /// Failures are alike from here on.
 const MOST_FAILURES: usize = 20;
@@ -25,9 +25,9 @@ struct Args {
     /// Play these seeds: from A to before B.
     #[arg(long, value_name = "A..B", value_parser = parse_range)]
     seeds: Option<Range<u64>>,
-    /// Play seeds that nobody chose for so long.
-    #[arg(long, value_name = "M")]
-    minutes: Option<u64>,
+    /// Play seeds that nobody chose for so long: 60, or 0.5.
+    #[arg(long, value_name = "M", value_parser = parse_minutes)]
+    minutes: Option<Duration>,
     /// What is demanded: that nothing wrong happens, or also that after the faults everything comes to its end.
     #[arg(long, value_enum, default_value = "safety")]
     mode: Mode,
@@ -92,7 +92,7 @@ fn run(args: &Args) -> Result<bool, String> {
         (Some(seeds), _) => (seeds.clone(), None),
         (None, minutes) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-            let until = Instant::now() + Duration::from_secs(60 * minutes.unwrap_or(1));
+            let until = Instant::now() + minutes.unwrap_or_default();
             (now * 1_000_000..u64::MAX, Some(until))
         }
     };
@@ -100,7 +100,7 @@ fn run(args: &Args) -> Result<bool, String> {
     let shows = io::stderr().is_terminal();
     let tell = |seed: u64, outcome: &Outcome, so_far: &Summary| {
         if let Some(violation) = &outcome.violation {
-            println!("seed {seed}: {violation}\n  {}", campaign.reproduction(seed, None));
+            println!("{}\n  {violation}\n  {}", campaign.plan(seed, None), campaign.reproduction(seed, None));
         }
         if shows || so_far.seeds.is_multiple_of(50) {
             let line = format!("{} seeds, {} failed", so_far.seeds, so_far.failures.len());
@@ -124,12 +124,10 @@ fn run(args: &Args) -> Result<bool, String> {
 }
 
 fn one(args: &Args, campaign: &Campaign, seed: u64) -> Result<bool, String> {
-    let only = args.only.as_ref().map(|numbers| numbers.0.clone());
-    let options = Options { seed, mode: campaign.mode, nodes: campaign.nodes, length: campaign.length, only };
-    let plan = Plan::draw(&options);
+    let plan = campaign.plan(seed, args.only.as_ref().map(|numbers| numbers.0.clone()));
     let faults = plan.events.iter().filter(|(_, event)| event.is_fault()).count();
     if !args.outcome {
-        println!("seed {seed}, {:?} mode: {}", plan.mode, plan.setting);
+        println!("{plan}");
         println!("{} calls and {faults} faults in {:?}", plan.events.len() - faults, plan.length);
     }
     let outcome = play(&plan, args.trace.is_some());
@@ -204,6 +202,12 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
         |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is no number: give a range such as 0..200"));
     let range = number(from)?..number(to)?;
     if range.is_empty() { Err(format!("there is no seed from {from} to before {to}")) } else { Ok(range) }
+}
+
+fn parse_minutes(text: &str) -> Result<Duration, String> {
+    let minutes = text.parse::<f64>().ok().filter(|minutes| (0.001..=1e6).contains(minutes));
+    let seconds = 60.0 * minutes.ok_or_else(|| format!("`{text}` is no time: give minutes such as 60 or 0.5"))?;
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 fn parse_numbers(text: &str) -> Result<Numbers, String> {

@@ -25,6 +25,8 @@ mod world;
 
 pub use tally::{Report, Spread};
 
+use crate::azure::Draw;
+
 /// What is simulated.
 #[derive(Debug, Clone)]
 pub struct Setting {
@@ -80,19 +82,10 @@ impl Random {
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound.max(1)
     }
+}
 
-    /// Above 0, at most 1.
-    pub(crate) fn unit(&mut self) -> f64 {
+impl Draw for Random {
+    fn unit(&mut self) -> f64 {
         ((self.next() >> 10) + 1) as f64 / (1u64 << 53) as f64
-    }
-
-    /// With mean 1.
-    pub(crate) fn exponential(&mut self) -> f64 {
-        -self.unit().ln()
-    }
-
-    pub(crate) fn log_normal(&mut self, median: f64, sigma: f64) -> f64 {
-        let normal = (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos();
-        median * (sigma * normal).exp()
     }
 }

@@ -32,7 +32,7 @@ pub use engine::{Answered, Fate, Mood, Parameters, SimulatedEngine};
 pub use host::{Loses, name_of};
 pub use host_calls::on_a_thread_of_the_seed;
 pub use net::Weather;
-pub use plan::{ActionSetting, Event, Mode, NodeSetting, Op, Options, Plan, Setting, Waiting};
+pub use plan::{ActionSetting, Cuts, Event, Mode, NodeSetting, Op, Options, Plan, Setting, Waiting};
 pub use play::{NAMESPACE, play};
 pub use witness::Witness;
 pub use world::{Missed, Pending, World};

@@ -27,12 +27,12 @@ fn cells_keep_gossip_small_and_answer_the_same() {
     assert_eq!((cells.refused, cells.answered), (0, cells.arrived));
 }
 
-/// Measured of chitchat itself: 241 ms at 10 nodes, 366 ms at 100 (p50, a value known to all).
+/// Measured of chitchat itself: 240 ms at 10 nodes, 430 ms at 100 (p50, a value known to all; docs/scale.md).
 #[test]
 fn gossip_takes_as_long_as_it_does_in_chitchat() {
-    for (members, median) in [(10, 241.0), (100, 366.0)] {
+    for (members, median) in [(10, 240.0), (100, 430.0)] {
         let spread = spread_alone(members, 10, 1);
         let took = spread.took_ms(500);
-        assert!((took / median - 1.0f64).abs() < 0.35, "{took} ms among {members}, chitchat took {median} ms");
+        assert!((took / median - 1.0f64).abs() < 0.15, "{took} ms among {members}, chitchat took {median} ms");
     }
 }

@@ -10,4 +10,7 @@ mod builtin;
 mod native;
 mod nodejs;
 mod python;
+#[allow(dead_code, reason = "it has more than is needed here")]
+#[path = "../../../../cluster-tests/support/skip.rs"]
+mod skip;
 mod support;

@@ -52,7 +52,7 @@ fn its_concurrency_is_the_containers() {
         let container = Container::start("native", concurrency);
         let socket = container.init(code("sleep")).socket.unwrap();
         let run = |n: usize| {
-            let (socket, body) = (socket.clone(), request(&id(n), json!({"ms": 800})).to_string());
+            let (socket, body) = (socket.clone(), request(&id(n), json!({"ms": 4_000})).to_string());
             std::thread::spawn(move || post(Path::new(&socket), "/run", &body).unwrap().status)
         };
         let runs: Vec<_> = (0..4).map(run).collect();

@@ -179,16 +179,16 @@ fn what_is_printed_behind_a_runs_end_or_in_a_forked_child_belongs_to_nobody() {
 import multiprocessing, threading, time
 context = multiprocessing.get_context('fork')
 def late():
-    time.sleep(0.1)
+    time.sleep(1)
     print('late line')
 def child():
     print('forked line')
 def main(args):
     print('own line')
-    threading.Thread(target=late).start()
     process = context.Process(target=child)
     process.start()
     process.join()
+    threading.Thread(target=late).start()
     return {}
 ";
     let Some(container) = ready(1, code) else { return };

@@ -259,7 +259,7 @@ pub(crate) fn example(name: &str) -> PathBuf {
 /// The interpreter itself, not a shim that chooses one; says why there is none.
 pub(crate) fn interpreter(name: &str, args: &[&str]) -> Option<PathBuf> {
     let skipped = |why: String| {
-        eprintln!("skipped: {name} is not usable on this host ({why})");
+        crate::skip::skipped(&format!("{name} is not usable on this host ({why})"));
         None
     };
     match Command::new(name).args(args).output() {

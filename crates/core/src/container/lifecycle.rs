@@ -70,6 +70,11 @@ impl Lifecycle {
         if legal { Ok(to) } else { Err(IllegalMove { from: self, to }) }
     }
 
+    /// Whether it has the action's code loaded and stays: one more copy. The engine's work on it changes nothing.
+    pub fn is_copy(self) -> bool {
+        matches!(self, Lifecycle::Warm | Lifecycle::Pausing | Lifecycle::Paused | Lifecycle::Resuming)
+    }
+
     /// As adverts and tables show it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -2,22 +2,25 @@
 //! order of the rungs only breaks ties.
 //!
 //! ```text
-//! wait    (queued + 1) · S / slots
-//! lease   rtt + resume? + P(refuse) · next
+//! wait    (queued + 1) · S / slots; for what starts or resumes here, at least until it is there
+//! lease   rtt + resume? + P(refuse) · next; rtt more at a peer that was asked for all that adverts can tell
 //! resume  resume
 //! start   create + init
 //! ```
 
+use std::collections::BTreeMap;
+
 use super::holder::OutRequest;
 use super::home::HomeStep;
-use super::{Node, Timer};
+use super::peers::PeerAdvert;
+use super::{Action, Node, Timer};
 use crate::container::Lifecycle;
 use crate::history::What;
 use crate::ids::{ActionId, ActivationId, Epoch, NodeId};
 use crate::output::{Attempt, Output, SendReserve};
 use crate::time::{Micros, SECOND};
 
-/// Peers that an origin asks for one activation, each once.
+/// Peers that an origin asks for one activation.
 const MOST_ASKED: usize = 3;
 /// Steps of one look at a backlog; the next look follows after `decide_interval`.
 const MOST_STEPS: usize = 64;
@@ -29,10 +32,14 @@ const MOST_SLOTS: u32 = 64;
 struct Candidate {
     peer: NodeId,
     free: u32,
+    /// Slots to ask it for.
+    most: u32,
     cost: Micros,
     /// How long the owner may hold the request; 0 when it shows free slots.
     wait_us: Micros,
     start: bool,
+    /// It may have more than what it was asked for already: its answers are waited for.
+    later: bool,
 }
 
 /// One Reserve as it is decided; the rest of the message follows from it.
@@ -48,13 +55,27 @@ pub(super) struct Ask {
 
 /// What the queue can count on already.
 #[derive(Debug, Default)]
-struct Supply {
+pub(super) struct Supply {
     /// Slots that serve this queue, busy ones included.
     slots: u32,
     /// Slots asked for at peers.
-    reserving: u32,
+    pub(super) reserving: u32,
     /// Slots of containers that start or resume here.
     coming: u32,
+    /// How long the first of these will take.
+    comes_in: Micros,
+}
+
+/// How long something will still take: one that is overdue, as long again as it is.
+fn expected(takes: Micros, elapsed: Micros) -> Micros {
+    takes.abs_diff(elapsed)
+}
+
+impl Supply {
+    fn add_coming(&mut self, slots: u32, comes_in: Micros) {
+        self.comes_in = if self.coming == 0 { comes_in } else { self.comes_in.min(comes_in) };
+        self.coming += slots;
+    }
 }
 
 impl Node {
@@ -86,11 +107,15 @@ impl Node {
             let start_cost = start.unwrap_or(Micros::MAX);
             let best = lease_cost.min(resume_cost).min(start_cost);
             let behind = self.falls_behind(name, &supply);
+            // A slot that is free at a peer saves the time until what comes here is there.
+            let free_at_peer = lease.as_ref().is_some_and(|c| c.wait_us == 0 && c.cost == best);
+            let wait = if free_at_peer { wait.max(self.wait_for_coming(name, queued, &supply)) } else { wait };
             if best == Micros::MAX || (best >= wait && !behind) {
                 break;
             }
             let went_on = if lease_cost == best {
-                lease.is_some_and(|candidate| self.reserve_at(name, candidate, queued - supply.reserving))
+                let now = lease.filter(|candidate| !candidate.later);
+                now.is_some_and(|candidate| self.reserve_at(name, candidate, queued - supply.reserving))
             } else if resume_cost == best {
                 resume.is_some_and(|number| self.resume(number))
             } else {
@@ -122,19 +147,30 @@ impl Node {
         }
     }
 
-    fn supply(&self, name: &ActionId) -> Supply {
+    pub(super) fn supply(&self, name: &ActionId) -> Supply {
         let mut supply = Supply::default();
         let Some(action) = self.actions.get(name) else { return supply };
+        let start_us = self.env.estimates.start(&action.spec.image);
+        let resume_us = self.env.estimates.resume(start_us);
         for container in action.containers.iter().filter_map(|n| self.containers.get(n)) {
             match container.state() {
                 Lifecycle::Warm => supply.slots += container.slots - container.leased_slots(),
-                Lifecycle::Starting | Lifecycle::Initializing | Lifecycle::Resuming => supply.coming += container.slots,
+                Lifecycle::Starting | Lifecycle::Initializing => {
+                    let left = expected(start_us, self.now.since(container.created_at));
+                    supply.add_coming(container.slots, left);
+                }
+                Lifecycle::Resuming => {
+                    let left = expected(resume_us, self.now.since(container.since));
+                    supply.add_coming(container.slots, left);
+                }
                 _ => {}
             }
         }
-        supply.coming += action.starts_queued * action.spec.concurrency;
+        if action.starts_queued > 0 {
+            supply.add_coming(action.starts_queued * action.spec.concurrency, start_us);
+        }
         if matches!(action.home, HomeStep::Asked { .. }) {
-            supply.coming += action.spec.concurrency;
+            supply.add_coming(action.spec.concurrency, start_us);
         }
         let held = action.held.iter().filter(|key| self.serves(key, action));
         supply.slots += held.filter_map(|k| self.held.get(k)).map(|l| l.slots).sum::<u32>();
@@ -151,7 +187,23 @@ impl Node {
 
     /// What the last in the queue would wait; infinite with nothing to wait for.
     fn wait_cost(&self, name: &ActionId, queued: u32, supply: &Supply) -> Micros {
-        let slots = supply.slots + supply.reserving + supply.coming;
+        self.drained_in(name, queued, supply.slots + supply.reserving + supply.coming)
+    }
+
+    /// The same, where slots count only once they are there; 0 when none is on its way.
+    fn wait_for_coming(&self, name: &ActionId, queued: u32, supply: &Supply) -> Micros {
+        if supply.coming == 0 {
+            return 0;
+        }
+        match self.drained_in(name, queued, supply.slots + supply.reserving) {
+            // Not known yet.
+            0 => supply.comes_in,
+            without => without.min(supply.comes_in),
+        }
+    }
+
+    /// How long so many slots take for the queue.
+    fn drained_in(&self, name: &ActionId, queued: u32, slots: u32) -> Micros {
         if slots == 0 {
             return Micros::MAX;
         }
@@ -217,32 +269,42 @@ impl Node {
             .filter(|r| !r.carries_body())
             .map(|r| r.to())
             .collect();
+        let silent = self.silent(action);
         let start_us = self.env.estimates.start(&action.spec.image);
         let adverts = self.adverts.get(&action.hash);
         let mut free: Vec<Candidate> = Vec::new();
         let mut rest: Vec<Candidate> = Vec::new();
         for (peer, facts) in &self.peers {
-            if !facts.live || facts.draining || asked.contains(peer) {
+            if !facts.live || facts.draining {
                 continue;
             }
-            let rtt = self.env.estimates.rtt(peer);
+            let rtt = self.env.estimates.rtt(peer).max(silent.get(peer).copied().unwrap_or(0));
             let refusal = self.env.estimates.refusal(peer);
             let lease = |extra: Micros| rtt + extra + refusal * (rtt + start_us) / 1000;
             let shown = adverts.and_then(|a| a.get(peer)).filter(|a| a.epoch == facts.epoch);
             let shown_free = shown.map_or(0, |a| a.free(self.now, self.cfg()));
-            let candidate = |free, cost, wait_us, start| Candidate { peer: peer.clone(), free, cost, wait_us, start };
+            // What gossip shows is believed again some time after it was asked for in vain.
+            if asked.contains(peer) && (shown_free == 0 || asking.contains(&peer)) {
+                continue;
+            }
+            let candidate = |free, cost, wait_us| {
+                let most = if shown.is_some_and(PeerAdvert::shows_many) { MOST_SLOTS } else { free };
+                Candidate { peer: peer.clone(), free, most, cost, wait_us, start: false, later: false }
+            };
             if shown_free > 0 {
-                free.push(candidate(shown_free, lease(0), 0, false));
+                free.push(candidate(shown_free, lease(0), 0));
+            } else if shown.is_some_and(|a| a.may_have_more(self.now, self.cfg())) {
+                rest.push(Candidate { later: true, ..candidate(0, lease(rtt), 0) });
             } else if asking.contains(&peer) {
                 continue;
             } else if hint.as_ref() == Some(peer) {
-                free.push(candidate(1, lease(0), 0, false));
+                free.push(candidate(1, lease(0), 0));
             } else if let Some(advert) = shown.map(|a| a.advert) {
                 let wait_us = self.cfg().max_wait_us.min(start_us.saturating_mul(4));
                 if advert.paused > 0 {
-                    rest.push(candidate(1, lease(self.env.estimates.resume(start_us)), wait_us, false));
+                    rest.push(candidate(1, lease(self.env.estimates.resume(start_us)), wait_us));
                 } else if advert.starting > 0 {
-                    rest.push(candidate(1, lease(start_us / 2), wait_us, false));
+                    rest.push(candidate(1, lease(start_us / 2), wait_us));
                 }
             }
         }
@@ -252,8 +314,20 @@ impl Node {
             let pick = if free[other].free > free[one].free { other } else { one };
             return Some(free.swap_remove(pick));
         }
-        let paused_or_starting = rest.into_iter().min_by_key(|c| c.cost);
-        paused_or_starting.or_else(|| self.peer_with_room(name, &asker))
+        let not_yet_free = rest.into_iter().min_by_key(|c| c.cost);
+        not_yet_free.or_else(|| self.peer_with_room(name, &asker))
+    }
+
+    /// How long peers have not answered a Reserve that they were to answer at once: a floor for their round trip.
+    fn silent(&self, action: &Action) -> BTreeMap<&NodeId, Micros> {
+        let mut silent: BTreeMap<&NodeId, Micros> = BTreeMap::new();
+        for request in action.reserving.iter().filter_map(|number| self.requests.get(number)) {
+            if let Some(since) = request.unanswered_since() {
+                let longest = silent.entry(request.to()).or_default();
+                *longest = self.now.since(since).max(*longest);
+            }
+        }
+        silent
     }
 
     /// When memory is short here: a peer with room to start a container.
@@ -271,7 +345,8 @@ impl Node {
         let (peer, facts) = roomy.max_by_key(|(_, facts)| facts.room_mb)?;
         debug_assert!(facts.live);
         let cost = self.env.estimates.rtt(peer) + start_us;
-        Some(Candidate { peer: peer.clone(), free: 1, cost, wait_us: self.cfg().max_wait_us, start: true })
+        let wait_us = self.cfg().max_wait_us;
+        Some(Candidate { peer: peer.clone(), free: 1, most: 1, cost, wait_us, start: true, later: false })
     }
 
     /// The first in the queue that may still ask a peer.
@@ -294,8 +369,7 @@ impl Node {
         if carried {
             self.dequeue(id);
         }
-        let slots = needed.min(if candidate.free >= 4 { MOST_SLOTS } else { candidate.free }).max(1);
-        self.count_taken(name, &candidate.peer, slots);
+        let slots = needed.min(candidate.most).max(1);
         let Candidate { peer, wait_us, start, .. } = candidate;
         self.send_reserve(name, Ask { to: peer, owner_epoch: epoch, slots, wait_us, start, run })
     }
@@ -304,6 +378,7 @@ impl Node {
         let Ask { to, owner_epoch, slots, wait_us, start, run } = ask;
         let Some(action) = self.actions.get(name) else { return false };
         let (revision, timeout_us) = (action.spec.revision.clone(), action.spec.timeout_us);
+        self.count_taken(name, &to, slots);
         let request = self.next_request(&to);
         let open_from = self.open_from(&to);
         let number = request.number;

@@ -125,9 +125,15 @@ impl Answers {
             && self.holders.values().filter(|holder| holder.is_kept()).count() >= most
     }
 
-    /// Closes a holder that is not in use and has nothing under way here, the oldest of them; and forgets of those that
-    /// are closed what there is no room for.
-    pub(super) fn make_room(&mut self, most: usize, runs: &BTreeSet<RunId>, in_use: impl Fn(&NodeId, Epoch) -> bool) {
+    /// For one that asks: closes a holder that is not in use and has nothing under way here, the oldest of them; and
+    /// forgets of the others that are closed what there is no room for.
+    pub(super) fn make_room(
+        &mut self,
+        asks: &NodeId,
+        most: usize,
+        runs: &BTreeSet<RunId>,
+        in_use: impl Fn(&NodeId, Epoch) -> bool,
+    ) {
         let idle = self
             .holders
             .iter_mut()
@@ -136,7 +142,7 @@ impl Answers {
             oldest.close();
         }
         while self.holders.len() >= most * KNOWN_FOR_KEPT {
-            let closed = self.holders.iter().filter(|(_, holder)| !holder.is_kept());
+            let closed = self.holders.iter().filter(|(name, holder)| !holder.is_kept() && *name != asks);
             let oldest = closed.min_by_key(|(name, holder)| (in_use(name, holder.epoch), holder.epoch));
             let Some((name, epoch)) = oldest.map(|(name, holder)| (name.clone(), holder.epoch)) else { return };
             self.holders.remove(&name);
@@ -314,7 +320,8 @@ mod tests {
         in_use: impl Fn(&NodeId) -> bool,
     ) -> Admission {
         if answers.is_full_for(&request.holder, 2) {
-            answers.make_room(2, &under_way.iter().map(|run| RunId(*run)).collect(), |name, _| in_use(name));
+            let under_way = under_way.iter().map(|run| RunId(*run)).collect();
+            answers.make_room(&request.holder, 2, &under_way, |name, _| in_use(name));
         }
         let admission = answers.admit(request, request.number, (10, 2));
         if admission == Admission::New {
@@ -334,6 +341,16 @@ mod tests {
         assert_eq!(ask(&mut answers, &of("n5", 5, 5)), Admission::Stale, "nobody knows");
         assert_eq!(ask(&mut answers, &of("n5", 4, 5)), Admission::NotTaken, "nothing ever came of that epoch");
         assert_eq!(ask(&mut answers, &of("n5", 5, 6)), Admission::New, "it was not gone");
+    }
+
+    #[test]
+    fn a_closed_holder_that_asks_again_is_not_forgotten_to_make_room_for_itself() {
+        let mut answers = Answers::default();
+        for n in 1..=8 {
+            assert_eq!(ask(&mut answers, &of(&format!("n{n}"), n, 5)), Admission::New, "n{n}");
+        }
+        assert_eq!(ask(&mut answers, &of("n1", 1, 6)), Admission::New);
+        assert_eq!(ask(&mut answers, &of("n2", 2, 6)), Admission::Stale, "nobody knows what it was told");
     }
 
     #[test]

@@ -132,14 +132,14 @@ impl Node {
     }
 
     /// Why a draining node does not run this activation.
-    pub(super) fn drain_refusal(&mut self, id: ActivationId) -> Refusal {
-        let forced = self.drain.as_mut().and_then(|drain| drain.forced.as_mut());
-        match forced.filter(|_| self.kept.contains_key(&id)) {
-            Some(forced) => {
-                forced.given_up += 1;
-                Refusal::GivenUp
-            }
-            None => Refusal::Draining,
+    pub(super) fn drain_refusal(&self, id: ActivationId) -> Refusal {
+        let by_force = self.drain.as_ref().is_some_and(|drain| drain.forced.is_some());
+        if by_force && self.kept.contains_key(&id) { Refusal::GivenUp } else { Refusal::Draining }
+    }
+
+    pub(super) fn count_given_up(&mut self) {
+        if let Some(forced) = self.drain.as_mut().and_then(|drain| drain.forced.as_mut()) {
+            forced.given_up += 1;
         }
     }
 

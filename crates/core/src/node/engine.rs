@@ -45,7 +45,8 @@ impl Node {
         let (name, revision) = (container.action.clone(), container.revision.clone());
         self.fail_container(number);
         let Some(action) = self.actions.get_mut(&name) else { return };
-        if action.spec.revision != revision {
+        if action.spec.revision != revision || failure == StartFailure::Busy {
+            // The next start has its turn like any other.
             return self.touch(&name);
         }
         action.starts_failed += 1;

@@ -105,6 +105,14 @@ impl OutRequest {
         }
     }
 
+    /// Since when it is out, if its peer was to answer at once and has not.
+    pub(super) fn unanswered_since(&self) -> Option<Time> {
+        match self {
+            OutRequest::Reserve(r) => (!r.granted && r.message.wait_us == 0).then_some(r.sent_at),
+            OutRequest::Run(_) => None,
+        }
+    }
+
     pub(super) fn carries_body(&self) -> bool {
         self.activation().is_some()
     }
@@ -242,8 +250,11 @@ impl Node {
         let (sent_at, tries) = (reserve.sent_at, reserve.tries);
         let recalled = reserve.early_recalls.contains(&fence);
         let expires_at = (sent_at + ttl_us.min(self.cfg().ttl_us)) - self.cfg().margin_us;
+        let current = self.peers.get(&key.0).is_some_and(|p| p.epoch == fence.epoch);
         self.env.estimates.answered(&key.0, false);
-        self.count_granted(&name, &key.0, asked);
+        if current && self.actions.get(&name).is_some_and(|a| a.spec.revision == revision) {
+            self.count_granted(&name, &key.0, asked, slots);
+        }
         if !waited && tries == 1 {
             self.env.estimates.round_trip(&key.0, self.now.since(sent_at));
         }
@@ -253,7 +264,6 @@ impl Node {
         if let Some(action) = self.actions.get_mut(&name) {
             action.reserving.remove(&request.number);
         }
-        let current = self.peers.get(&key.0).is_some_and(|p| p.epoch == fence.epoch);
         if slots == 0 || !current || (self.now >= expires_at && !with_run) {
             return self.touch(&name);
         }
@@ -304,6 +314,7 @@ impl Node {
             self.env.estimates.round_trip(&to, self.now.since(reserve.sent_at));
         }
         self.forget_reserving(&name, request.number);
+        self.count_returned(&name, &to, reserve.slots);
         if denial == Denial::StillComing && self.wait_again(&reserve) {
             return self.touch(&name);
         }

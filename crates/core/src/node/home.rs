@@ -175,11 +175,12 @@ impl Node {
         let start_us = self.env.estimates.start(&action.spec.image);
         // Not asked again before whoever goes there has waited in vain: then it starts.
         let until = self.now + lasts_us(start_us) + self.cfg().max_wait_us + SECOND;
-        let queued = action.queue.len() as u32;
+        // Meanwhile another peer may have been asked for some.
+        let needed = (action.queue.len() as u32).saturating_sub(self.supply(name).reserving);
         self.set_home(name, HomeStep::Cleared { until });
         self.arm(until, Timer::HomeSilent(name.clone()));
         self.touch(name);
-        if queued == 0 {
+        if needed == 0 {
             return;
         }
         if let Advice::ReserveAt { peer, epoch } = advice {
@@ -192,7 +193,7 @@ impl Node {
                 {
                     activation.asked.push(peer.clone());
                 }
-                let ask = Ask { to: peer, owner_epoch: epoch, slots: queued, wait_us, start: false, run: None };
+                let ask = Ask { to: peer, owner_epoch: epoch, slots: needed, wait_us, start: false, run: None };
                 self.send_reserve(name, ask);
             }
         }

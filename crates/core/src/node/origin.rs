@@ -110,11 +110,18 @@ impl Node {
     /// It is not even queued.
     fn turn_away(&mut self, id: ActivationId, refusal: Refusal, attempt: u32) {
         let maybe_ran = attempt > 0;
-        self.emit(match refusal {
+        match refusal {
             // Nothing will change that.
-            Refusal::Deleted | Refusal::GivenUp if maybe_ran => Output::Indeterminate { activation: id },
-            refusal => Output::Refuse { activation: id, refusal, maybe_ran },
-        });
+            Refusal::Deleted | Refusal::GivenUp if maybe_ran => self.emit(Output::Indeterminate { activation: id }),
+            refusal => self.emit_refusal(id, refusal, maybe_ran),
+        }
+    }
+
+    fn emit_refusal(&mut self, id: ActivationId, refusal: Refusal, maybe_ran: bool) {
+        if refusal == Refusal::GivenUp {
+            self.count_given_up();
+        }
+        self.emit(Output::Refuse { activation: id, refusal, maybe_ran });
     }
 
     pub(super) fn handle_body_kept(&mut self, id: ActivationId, action: ActionId, bytes: u64) {
@@ -325,7 +332,7 @@ impl Node {
         self.dequeue(id);
         match self.activations.remove(&id) {
             Some(activation) if activation.maybe_ran => self.emit(Output::Indeterminate { activation: id }),
-            Some(_) => self.emit(Output::Refuse { activation: id, refusal, maybe_ran: false }),
+            Some(_) => self.emit_refusal(id, refusal, false),
             None => {}
         }
     }

@@ -116,7 +116,7 @@ impl Node {
             let runs = containers().flat_map(|c| c.runs().keys()).chain(self.voided.keys()).copied().collect();
             let lives = |name: &NodeId, epoch| self.peers.get(name).is_some_and(|p| p.live && p.epoch <= epoch);
             let in_use = |name: &NodeId, epoch| holding.contains(name) || lives(name, epoch);
-            self.answers.make_room(most_holders, &runs, in_use);
+            self.answers.make_room(&request.holder, most_holders, &runs, in_use);
         }
         self.answers.admit(request, open_from, (most_answers, most_holders))
     }

@@ -48,9 +48,31 @@ pub(super) struct PeerAdvert {
 
 impl PeerAdvert {
     pub(super) fn free(&self, now: Time, cfg: &Config) -> u32 {
+        self.advert.free_at_least().saturating_sub(self.taken(now, cfg))
+    }
+
+    /// All that it certainly shows is asked for, and an answer may tell that there is more: adverts count to four.
+    pub(super) fn may_have_more(&self, now: Time, cfg: &Config) -> bool {
+        self.shows_many() && self.taken(now, cfg) != u32::MAX
+    }
+
+    /// A container with so many slots that were granted here, and others that may be free.
+    fn show(&mut self, granted: u32, rest: u32) {
+        self.advert.warm = 1;
+        (self.advert.free_bucket, self.taken) = match rest {
+            // Free again when they are given back, which gossip may never have to show.
+            0 => (Advert::bucket(granted).min(Advert::MANY - 1), granted),
+            _ => (Advert::bucket(rest), 0),
+        };
+    }
+
+    pub(super) fn shows_many(&self) -> bool {
+        self.advert.free_bucket == Advert::MANY
+    }
+
+    fn taken(&self, now: Time, cfg: &Config) -> u32 {
         let believed_us = cfg.advert_interval_us + 4 * cfg.gossip_interval_us;
-        let taken = if now.since(self.taken_at) < believed_us { self.taken } else { 0 };
-        self.advert.free_at_least().saturating_sub(taken)
+        if now.since(self.taken_at) < believed_us { self.taken } else { 0 }
     }
 }
 
@@ -154,7 +176,7 @@ impl Node {
             .insert(name.clone(), PeerAdvert { epoch, advert, taken: 0, taken_at: Time::default(), gossiped: true });
         let waiting = self.actions.iter().find(|(_, a)| a.hash == hash && !a.queue.is_empty()).map(|(n, _)| n.clone());
         if let Some(action) = waiting {
-            if advert.free_bucket > 0 {
+            if advert.free_bucket > 0 || advert.paused > 0 {
                 self.may_ask_again(&action, &name);
             }
             self.touch(&action);
@@ -176,7 +198,7 @@ impl Node {
         }
     }
 
-    /// A peer that was asked in vain shows free slots now: those who wait may ask it once more.
+    /// A peer that was asked in vain shows free slots or a paused container now: those who wait may ask it once more.
     fn may_ask_again(&mut self, action: &ActionId, peer: &NodeId) {
         let Some(state) = self.actions.get(action) else { return };
         for id in state.queue.values() {
@@ -193,26 +215,36 @@ impl Node {
             if advert.free(now, &cfg) == advert.advert.free_at_least() {
                 advert.taken = 0;
             }
-            advert.taken = advert.taken.saturating_add(slots);
-            advert.taken_at = now;
+            if advert.taken != u32::MAX {
+                advert.taken = advert.taken.saturating_add(slots).min(u32::MAX - 1);
+                advert.taken_at = now;
+            }
         }
     }
 
-    /// A grant by a peer that shows the highest bucket says that there may be more: only what is not answered yet
-    /// counts as taken there. Elsewhere the slots are ours until gossip shows them.
-    ///
-    /// A grant that comes before gossip is as good as an advert: the container is there.
-    pub(super) fn count_granted(&mut self, name: &ActionId, peer: &NodeId, asked: u32) {
-        let known = self.advert_of(name, peer).is_some();
-        let epoch = self.peers.get(peer).map(|p| p.epoch);
-        if !known && let (Some(epoch), Some(hash)) = (epoch, self.actions.get(name).map(|a| a.hash)) {
-            let advert = Advert { warm: 1, free_bucket: 1, ..Advert::default() };
-            let (taken, taken_at) = (asked, self.now);
-            let told = PeerAdvert { epoch, advert, taken, taken_at, gossiped: false };
-            self.adverts.entry(hash).or_default().insert(peer.clone(), told);
-        }
-        if self.advert_of(name, peer).is_some_and(|a| a.advert.free_bucket == Advert::bucket(u32::MAX)) {
-            self.count_returned(name, peer, asked);
+    /// A grant is news of its owner, and may be faster than gossip: the container is there. Of less than was asked for
+    /// it says that this container has no more; else the rest of its slots may be free as well. Where gossip shows the
+    /// highest bucket, only what is not answered yet counts as taken; elsewhere slots are ours until it shows them.
+    pub(super) fn count_granted(&mut self, name: &ActionId, peer: &NodeId, asked: u32, granted: u32) {
+        let now = self.now;
+        let Some((hash, concurrency)) = self.actions.get(name).map(|a| (a.hash, a.spec.concurrency)) else { return };
+        let Some(epoch) = self.peers.get(peer).map(|p| p.epoch) else { return };
+        let told = self.adverts.entry(hash).or_default().entry(peer.clone()).or_insert_with(|| PeerAdvert {
+            epoch,
+            advert: Advert::default(),
+            taken: 0,
+            taken_at: now,
+            gossiped: false,
+        });
+        if told.advert.warm == 0 && told.advert.free_bucket == 0 {
+            told.show(granted, if granted < asked { 0 } else { concurrency.saturating_sub(granted) });
+            told.taken_at = now;
+        } else if told.taken == u32::MAX {
+            told.taken = 0;
+        } else {
+            // What it has not given there may be in another container of its.
+            let answered = if told.shows_many() { asked } else { asked - granted };
+            told.taken = told.taken.saturating_sub(answered);
         }
     }
 
@@ -226,7 +258,7 @@ impl Node {
         }
     }
 
-    /// Slots that we gave back are free again, which gossip may never have to show.
+    /// Slots that we gave back are free again.
     pub(super) fn count_returned(&mut self, name: &ActionId, peer: &NodeId, slots: u32) {
         if let Some(advert) = self.advert_of(name, peer).filter(|a| a.taken != u32::MAX) {
             advert.taken = advert.taken.saturating_sub(slots);
@@ -273,11 +305,10 @@ impl Node {
             return true;
         }
         let Some(action) = self.actions.get(&container.action) else { return true };
-        let eldest = action.containers.iter().find(|n| {
-            self.containers.get(n).is_some_and(|c| {
-                c.revision == container.revision && matches!(c.state(), Lifecycle::Warm | Lifecycle::Paused)
-            })
-        });
+        let eldest = action
+            .containers
+            .iter()
+            .find(|n| self.containers.get(n).is_some_and(|c| c.revision == container.revision && c.state().is_copy()));
         if eldest.is_some_and(|n| *n != number) {
             return false;
         }

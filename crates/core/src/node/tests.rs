@@ -117,6 +117,21 @@ impl Rig {
         container
     }
 
+    /// Two warm containers, both idle since now.
+    fn warm_pair(&mut self, spec: &Arc<ActionSpec>) -> [u64; 2] {
+        let elder = self.warm(spec);
+        let (_, run) = ran(&self.invoke(1, spec)).unwrap();
+        let mut out = self.invoke(2, spec);
+        // Only when it has waited in vain.
+        out.extend(self.pass(5 * SECOND));
+        let other = started(&out).unwrap();
+        self.created(other);
+        let (_, other_run) = ran(&self.ready(other)).unwrap();
+        self.finish(elder, run, RunEnd::Answered);
+        self.finish(other, other_run, RunEnd::Answered);
+        [elder, other]
+    }
+
     fn peer(&mut self, name: &str) {
         self.tell(Input::PeerUp { peer: NodeId::new(name), epoch: Epoch(1) });
     }

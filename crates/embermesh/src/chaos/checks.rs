@@ -2,7 +2,7 @@
 //! the same comes out whenever it is judged.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use embermesh_core::history::INVARIANTS;
 use embermesh_node::history::{self, HistoryError, Judgement};
@@ -41,12 +41,22 @@ pub(crate) enum JudgeError {
     Report(#[from] ReportError),
     #[error(transparent)]
     History(#[from] HistoryError),
+    #[error(
+        "{path} ends in half a line, and the report tells of nobody who killed its agent: it was cut off when it was written; make a new run"
+    )]
+    CutOff { path: PathBuf },
 }
 
 /// Judges a report's folder.
 pub(super) fn judge(folder: &Path) -> Result<(Evidence, Vec<Check>), JudgeError> {
     let evidence = Evidence::read(folder)?;
-    let judgement = history::judge(&evidence.histories(folder))?;
+    let histories = evidence.histories(folder);
+    let judgement = history::judge(&histories)?;
+    for (id, path) in evidence.run.nodes.iter().zip(histories) {
+        if judgement.unfinished.contains(&path) && !evidence.may_have_been_killed(id) {
+            return Err(JudgeError::CutOff { path });
+        }
+    }
     let mut checks = evidence.checks();
     checks.extend(of_histories(&judgement));
     Ok((evidence, checks))
@@ -60,6 +70,7 @@ pub(crate) fn of_histories(judgement: &Judgement) -> Vec<Check> {
         let judged = invariant.told && (invariant.name != "L0_runs_within_slots" || judgement.told_of_insides);
         let (verdict, seen) = match violated.get(invariant.name) {
             Some(what) => (Verdict::Violated, what.clone()),
+            None if judgement.records == 0 => (Verdict::NotJudged, "there are no records".to_owned()),
             None if judged => (Verdict::Held, format!("{} records", judgement.records)),
             None => (Verdict::NotJudged, "histories don't tell".to_owned()),
         };
@@ -110,19 +121,28 @@ impl Against {
 impl Evidence {
     fn checks(&self) -> Vec<Check> {
         let begun = Begun::of(&self.notes);
-        vec![
+        let mut checks = vec![
             self.accepted_end_once(),
             self.nothing_runs_twice(&begun),
             self.outcomes_are_true(&begun),
             self.within_slots(&begun),
             self.every_call_is_answered(),
+            self.calls_came_when_due(),
             self.healed(),
             self.at_rest(),
             self.nothing_left_behind(),
             self.agents_stay(),
             self.faults_were_made(),
             self.expectations(),
-        ]
+        ];
+        checks.extend(self.left_out());
+        checks
+    }
+
+    /// An agent that was killed, or ended in a way that is told, may have left half a line.
+    fn may_have_been_killed(&self, id: &str) -> bool {
+        let killed = |made: &Made| made.kind == Kind::Kill && made.nodes.iter().any(|node| node == id);
+        self.faults.iter().any(killed) || !self.run.agents_astray.is_empty()
     }
 
     fn takes_notes(&self) -> bool {
@@ -267,6 +287,15 @@ impl Evidence {
         against.check(format!("{} calls", self.requests.len()))
     }
 
+    /// Without that, faults would be tried on a mesh with less to do than was meant.
+    fn calls_came_when_due(&self) -> Check {
+        let name = "calls came when due";
+        let against = Against::new(name, "calls were made when they were due, however long others took");
+        let held_back = self.run.held_back;
+        let why_not = format!("{held_back} calls were not made, since too many others were open");
+        against.unless(held_back == 0, &why_not, format!("{} calls", self.requests.len()))
+    }
+
     /// Whether its node suffered one of these while the call was open.
     fn away(&self, request: &Request, kinds: &[Kind]) -> bool {
         self.faults.iter().any(|made: &Made| {
@@ -329,6 +358,16 @@ impl Evidence {
             against.add(format!("{planned} were planned, {} were made", self.faults.len()));
         }
         against.check(format!("{} faults", self.faults.len()))
+    }
+
+    /// What was asked for and could not be made here is nothing that the mesh has borne.
+    fn left_out(&self) -> impl Iterator<Item = Check> {
+        self.run.left_out.iter().map(|(kind, why)| Check {
+            name: format!("fault {}", kind.name()),
+            says: "the mesh bears it".to_owned(),
+            verdict: Verdict::NotJudged,
+            seen: format!("left out: {why}"),
+        })
     }
 
     fn expectations(&self) -> Check {

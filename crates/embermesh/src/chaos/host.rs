@@ -16,7 +16,7 @@ use super::scenario::Kind;
 const SMALL_DISK: &str = "32m";
 /// Of a data folder.
 const CONTAINERS: &str = "containers";
-const GONE_WITHIN: Duration = Duration::from_secs(5);
+const GONE_WITHIN: Duration = Duration::from_secs(15);
 
 /// Why a kind of fault can't be made here.
 pub(super) fn lacks(kind: Kind) -> Option<String> {

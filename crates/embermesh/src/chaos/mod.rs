@@ -1,8 +1,8 @@
 //! `embermesh chaos run`: a throw-away mesh of real agents, calls, faults, and the judgement of what came of it.
 //!
 //! `scenario` says what is to be done, `seeded` makes one of a seed, `possible` refuses what makes no sense. `run` does
-//! it, with `nemesis` for the faults (`relay` before Docker's socket) and `traffic` for the calls; all that it sees goes into a folder as `evidence`.
-//! `checks` judges such a folder, now or later, and `timeline` draws it.
+//! it, with `nemesis` for the faults (`relay` before Docker's socket) and `traffic` for the calls; all that it sees goes
+//! into a folder as `evidence`. `checks` judges such a folder, now or later, and `timeline` draws it.
 
 mod checks;
 mod dice;
@@ -86,7 +86,7 @@ fn write_new(path: &Path, text: &str) -> Result<(), CommandError> {
     })
 }
 
-/// Prints the verdicts; fails if something does not hold.
+/// Prints the verdicts; fails if something does not hold, or nothing could be judged.
 pub(crate) fn tell(checks: &[Check], output: &mut Output<'_>) -> Result<Exit, CommandError> {
     let json = serde_json::to_vec(checks).map_err(|e| CommandError::Input(e.to_string()))?;
     output.answer(&json, || {
@@ -107,9 +107,13 @@ pub(crate) fn tell(checks: &[Check], output: &mut Output<'_>) -> Result<Exit, Co
         text
     })?;
     let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
-    let violated = count(Verdict::Violated);
+    let (held, violated) = (count(Verdict::Held), count(Verdict::Violated));
+    if violated == 0 && held == 0 {
+        output.remark("error: nothing could be judged: there is nothing in it to judge by");
+        return Ok(Exit::Failure);
+    }
     if violated == 0 {
-        output.remark(&format!("{} promises held, {} not judged", count(Verdict::Held), count(Verdict::NotJudged)));
+        output.remark(&format!("{held} promises held, {} not judged", count(Verdict::NotJudged)));
         return Ok(Exit::Ok);
     }
     output.remark(&format!("error: {violated} of {} promises do not hold", checks.len()));

@@ -1,13 +1,13 @@
 //! Makes the scenario's faults at their times and ends them. What goes wrong with links, clocks and the process engine is
 //! told to the agents whenever it changes, as a whole: one that was killed or stopped meanwhile is told when it is back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use embermesh_node::faults::Direction;
 use embermesh_node::views::{FaultsRequest, LinkFaultView};
 use hyper::Method;
@@ -21,7 +21,7 @@ use super::scenario::{Fault, How, Kind, Span, Way};
 use crate::local_mesh::LocalMesh;
 
 const PATH: &str = "/mesh/v1/faults";
-/// For an agent to take its faults.
+/// For an agent to take its faults, and for a container to be there.
 const TAKES: Duration = Duration::from_secs(2);
 /// How often agents that are not what they should be are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -46,6 +46,8 @@ struct Active {
     from_ms: u64,
     says: String,
     failed: Option<String>,
+    /// Agents that were told of it and made it; of a fault that agents make.
+    taken: BTreeSet<usize>,
     held: Vec<Held>,
     ballast: Vec<PathBuf>,
 }
@@ -168,7 +170,16 @@ impl Nemesis {
     async fn end(&mut self, mesh: &mut LocalMesh, n: usize, tell: &impl Fn(&str)) {
         let Some(active) = self.active.remove(&n) else { return };
         let fault = self.faults[n].clone();
-        let Active { from_ms, mut says, mut failed, held, ballast } = active;
+        let Active { from_ms, mut says, mut failed, taken, held, ballast } = active;
+        let missed = (0..self.nodes.len()).filter(|at| !taken.contains(at) && self.makes(*at, &fault));
+        let missed: Vec<&str> = missed.map(|at| self.nodes[at].id.as_str()).collect();
+        if !missed.is_empty() {
+            let said = format!("{} did not make it", missed.join(", "));
+            match taken.is_empty() {
+                true => _ = failed.get_or_insert(said),
+                false => says = format!("{says}: {said}"),
+            }
+        }
         for held in held {
             held.let_go().await;
         }
@@ -188,7 +199,7 @@ impl Nemesis {
                 }
                 Kind::Stop => self.nodes[at].stopped = false,
                 Kind::Engine if fault.stalls_engine() => {
-                    let still = self.active.keys().any(|n| self.stalls_engine_of(*n, at));
+                    let still = self.active.keys().any(|n| self.stalls_engine_of(&self.faults[*n], at));
                     if let Some(relay) = self.relays.get(at) {
                         says = format!("{says}: {} bytes had to wait", relay.stand_still(still));
                     }
@@ -222,17 +233,42 @@ impl Nemesis {
                 None => nothing && self.nodes[at].comes_back.is_none(),
             };
             if known {
+                self.has_taken(at);
                 continue;
             }
             let taken = mesh.nodes[at].client.send(Method::POST, PATH, Some(&wanted), TAKES).await;
             if taken.and_then(|answer| answer.ok()).is_ok() {
                 let now = self.now_ms();
+                self.has_taken(at);
                 let node = &mut self.nodes[at];
                 node.told = (!nothing).then_some(wanted);
                 if let Some(made) = node.comes_back.take() {
                     self.made[made].to_ms = now;
                 }
             }
+        }
+    }
+
+    /// An agent makes now what it was told to: everything that is on.
+    fn has_taken(&mut self, at: usize) {
+        let mut active = std::mem::take(&mut self.active);
+        for (n, fault) in &mut active {
+            if self.makes(at, &self.faults[*n]) {
+                fault.taken.insert(at);
+            }
+        }
+        self.active = active;
+    }
+
+    /// Whether an agent has to make a fault, or a part of it; none has one that is made from outside.
+    fn makes(&self, at: usize, fault: &Fault) -> bool {
+        let me = &self.nodes[at].id;
+        match fault.kind {
+            Kind::Clock => fault.nodes.contains(me),
+            Kind::Engine => self.relays.is_empty() && self.stalls_engine_of(fault, at),
+            kind => self.nodes.iter().any(|peer| {
+                self.carries(fault, me, &peer.id) || (kind == Kind::Partition && self.carries(fault, &peer.id, me))
+            }),
         }
     }
 
@@ -286,8 +322,8 @@ impl Nemesis {
             || (way != Way::Send && outside(sender) && inside(receiver))
     }
 
-    fn stalls_engine_of(&self, fault: usize, at: usize) -> bool {
-        self.faults[fault].stalls_engine() && self.faults[fault].nodes.contains(&self.nodes[at].id)
+    fn stalls_engine_of(&self, fault: &Fault, at: usize) -> bool {
+        fault.stalls_engine() && fault.nodes.contains(&self.nodes[at].id)
     }
 
     fn places(&self, ids: &[String]) -> Vec<usize> {
@@ -380,11 +416,23 @@ fn fill(path: &std::path::Path) -> anyhow::Result<()> {
 /// Kills or pauses one of the mesh's containers behind its agent's back.
 async fn disturb_container(cluster: &str, how: How, dice: &mut Dice) -> anyhow::Result<String> {
     let filter = format!("label=embermesh.cluster={cluster}");
-    let listed = docker(&["ps", "-q", "--filter", &filter, "--filter", "status=running"]).await?;
-    let ids: Vec<&str> = listed.split_whitespace().collect();
-    let Some(id) = dice.pick(&ids) else { return Ok("there was none".to_owned()) };
-    docker(&[if how == How::Kill { "kill" } else { "pause" }, id]).await?;
-    Ok((*id).to_owned())
+    let began = Instant::now();
+    loop {
+        let listed = docker(&["ps", "-q", "--filter", &filter, "--filter", "status=running"]).await?;
+        let ids: Vec<&str> = listed.split_whitespace().collect();
+        let failed = match dice.pick(&ids) {
+            Some(id) => match docker(&[if how == How::Kill { "kill" } else { "pause" }, id]).await {
+                Ok(_) => return Ok((*id).to_owned()),
+                Err(error) => error,
+            },
+            None => anyhow!("there was none"),
+        };
+        // Between two calls all of them may be paused, or this one was by its agent just now.
+        if began.elapsed() >= TAKES {
+            return Err(failed);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 async fn docker(args: &[&str]) -> anyhow::Result<String> {
@@ -402,6 +450,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::scenario::Scenario;
     use super::*;
+    use crate::client::Client;
+    use crate::client::test_server::TestServer;
+    use crate::local_mesh::Setup;
 
     /// A nemesis with these faults on.
     fn with(faults: &str) -> Nemesis {
@@ -424,6 +475,32 @@ mod tests {
         assert_eq!(link(&nemesis.wanted(0), "n2"), (cut, Direction::default()));
         assert_eq!(link(&nemesis.wanted(1), "n1"), (Direction::default(), cut));
         assert_eq!(nemesis.wanted(2), whole(&nemesis.wanted(2)));
+    }
+
+    #[tokio::test]
+    async fn a_fault_that_no_agent_took_was_not_made_and_one_that_some_took_says_who_did_not() {
+        let mut nemesis = with(
+            "[[faults]]\nkind='clock'\nat='1s'\nfor='2s'\nnodes=['n1']\nppm=70
+             [[faults]]\nkind='engine'\nat='1s'\nfor='2s'\nnodes=['n2']
+             [[faults]]\nkind='delay'\nat='1s'\nfor='2s'\nnodes=['n1']\nfrom=['n2']\ndelay='50ms'\nway='send'
+             [[faults]]\nkind='partition'\nat='1s'\nfor='2s'\nnodes=['n1']\nfrom=['n2']\nway='send'
+             [[faults]]\nkind='loss'\nat='1s'\nfor='2s'\nnodes=['n3']\nloss=0.5
+             [[faults]]\nkind='delay'\nat='1s'\nfor='2s'\nnodes=['n2']\ndelay='5ms'",
+        );
+        let server = TestServer::saying(200, "{}").await;
+        let setup = Setup { name: "nemesis-test", nodes: 3, memory: "1GiB".to_owned(), ..Setup::default() };
+        let mut mesh = LocalMesh::new(setup).await.unwrap();
+        // Only n2 is there and takes what it is told.
+        mesh.nodes[1].client = Client::new(server.url.parse().unwrap(), TAKES);
+        nemesis.look(&mut mesh).await;
+        for n in 0..nemesis.faults.len() {
+            nemesis.end(&mut mesh, n, &|_| {}).await;
+        }
+        let failed: Vec<_> = nemesis.made.iter().map(|made| made.failed.as_deref()).collect();
+        let n1 = Some("n1 did not make it");
+        assert_eq!(failed, [n1, None, n1, None, None, None], "{:?}", nemesis.made);
+        let says: Vec<&str> = nemesis.made.iter().filter_map(|made| made.says.split(": ").nth(1)).collect();
+        assert_eq!(says, ["n1 did not make it", "n1, n3 did not make it", "n1, n3 did not make it"]);
     }
 
     #[tokio::test]

@@ -176,6 +176,11 @@ impl Fault {
         matches!(self.kind, Kind::Kill | Kind::Stop)
     }
 
+    /// Whether that is its node or a named end of its links: either may have to make it.
+    pub(super) fn is_made_by(&self, node: &String) -> bool {
+        self.nodes.contains(node) || self.from.contains(node)
+    }
+
     pub(super) fn overlaps(&self, other: &Fault) -> bool {
         self.at < other.ends() && other.at < self.ends()
     }

@@ -14,6 +14,8 @@ const LASTS_MS: [u64; 2] = [1_500, 5_000];
 const STOPPED_MS: [u64; 2] = [2_000, 5_000];
 /// Clocks stay within what the mesh promises to bear.
 const MOST_DRIFT_PPM: u64 = 10_000;
+/// What a node that was away may need until it takes faults again.
+const BACK_MS: u64 = 1_000;
 /// Tries to find a place for a fault before it is left out.
 const TRIES: usize = 20;
 
@@ -60,13 +62,16 @@ pub(crate) fn scenario(wishes: &Wishes) -> Scenario {
     scenario
 }
 
-/// At most half of the nodes are away at a time, and no node suffers two faults that exclude each other.
+/// At most half of the nodes are away at a time, no node suffers two faults that exclude each other, and none is to make
+/// one while it is away.
 fn fits(faults: &[Fault], new: &Fault, nodes: usize) -> bool {
+    if !new.takes_the_node() {
+        let away = |f: &&Fault| f.takes_it_away() && new.at.as_ms() < f.ends().as_ms() + BACK_MS;
+        return !faults.iter().filter(away).any(|f| f.nodes.iter().any(|node| new.is_made_by(node)));
+    }
     let meanwhile: Vec<&Fault> = faults.iter().filter(|f| f.takes_the_node() && f.overlaps(new)).collect();
     let away = meanwhile.iter().filter(|f| f.takes_it_away()).count();
-    !new.takes_the_node()
-        || (meanwhile.iter().all(|f| f.nodes != new.nodes)
-            && (!new.takes_it_away() || away < nodes.div_ceil(2).max(2) - 1))
+    meanwhile.iter().all(|f| f.nodes != new.nodes) && (!new.takes_it_away() || away < nodes.div_ceil(2).max(2) - 1)
 }
 
 fn fault(dice: &mut Dice, kind: Kind, at: u64, ids: &[String], engine: Containers) -> Fault {
@@ -139,6 +144,21 @@ mod tests {
                 assert!(scenario.faults.iter().any(|f| f.kind == *kind), "seed {seed} has no {}", kind.name());
             }
             assert!(scenario.faults.len() >= 25, "seed {seed} has {}", scenario.faults.len());
+        }
+    }
+
+    #[test]
+    fn no_seed_plans_a_fault_that_an_agent_is_to_make_while_it_is_away() {
+        for seed in 0..200 {
+            let faults = scenario(&wishes(seed)).faults;
+            let away = |node: &String, at: Span| {
+                let away = faults.iter().filter(|f| f.takes_it_away() && f.nodes.contains(node));
+                away.into_iter().any(|f| f.at <= at && at < f.ends())
+            };
+            for fault in faults.iter().filter(|f| !f.takes_the_node()) {
+                let ends = fault.nodes.iter().chain(&fault.from);
+                assert!(!ends.into_iter().any(|node| away(node, fault.at)), "seed {seed}: {fault:?}");
+            }
         }
     }
 

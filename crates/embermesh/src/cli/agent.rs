@@ -81,6 +81,11 @@ pub(crate) struct AgentArgs {
     #[arg(long)]
     pub(crate) enable_fault_injection: bool,
 
+    /// Seed of the dice that decide which datagrams are lost or come twice, with --enable-fault-injection
+    /// [default: any; the log tells it]
+    #[arg(long, value_name = "N", requires = "enable_fault_injection")]
+    pub(crate) fault_seed: Option<u64>,
+
     /// Go down when standard input closes: for whoever starts agents as its children
     #[arg(long, hide = true)]
     pub(crate) until_stdin_closes: bool,

@@ -20,16 +20,7 @@ pub(crate) enum ChaosCommand {
 
     /// Judge the report of a run, or histories that agents wrote with --history
     #[command(after_help = CHECK_EXAMPLES)]
-    Check {
-        /// A report's folder; or histories of nodes of one mesh, all on one host: what crosses nodes is judged by their
-        /// clocks
-        #[arg(value_name = "DIR|FILE", required = true)]
-        files: Vec<PathBuf>,
-
-        /// Draw the report's time line into a new file, with these verdicts
-        #[arg(long, value_name = "FILE")]
-        timeline: Option<PathBuf>,
-    },
+    Check(CheckArgs),
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -79,15 +70,32 @@ pub(crate) struct ChaosRunArgs {
     pub(crate) scenario: Option<PathBuf>,
 }
 
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CheckArgs {
+    /// A report's folder; or histories of nodes of one mesh, all on one host: what crosses nodes is judged by their
+    /// clocks
+    #[arg(value_name = "DIR|FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// Judge histories that end in half a line as far as they go: their agents were killed
+    #[arg(long)]
+    pub(crate) unfinished: bool,
+
+    /// Draw the report's time line into a new file, with these verdicts
+    #[arg(long, value_name = "FILE")]
+    pub(crate) timeline: Option<PathBuf>,
+}
+
 const CHECK_EXAMPLES: &str = "\
-Exits 1 and names the invariant, with what happened before, when one does not hold. No node is
-asked.
+Exits 1 and names the invariant, with what happened before, when one does not hold; and when
+nothing can be judged, or a history is cut off. No node is asked.
 
 Examples:
   embermesh chaos check ./report
   embermesh chaos check ./report --timeline again.html
   embermesh agent --node-id n1 --data-dir ./n1 --history n1.history
-  embermesh chaos check n1.history n2.history";
+  embermesh chaos check n1.history n2.history
+  embermesh chaos check --unfinished killed.history n2.history";
 
 const INJECT_EXAMPLES: &str = "\
 Only agents that were started with --enable-fault-injection take faults. A link's faults concern what this

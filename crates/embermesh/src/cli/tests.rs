@@ -52,6 +52,7 @@ fn an_agent_without_options_leaves_all_of_them_to_its_configuration() {
         cluster,
         insecure,
         enable_fault_injection,
+        fault_seed,
         until_stdin_closes,
         history,
         log_format,
@@ -59,7 +60,7 @@ fn an_agent_without_options_leaves_all_of_them_to_its_configuration() {
     assert!(node_id.is_none() && data_dir.is_none() && mesh.is_none() && api.is_none() && join.is_empty());
     assert!(advertise.is_none() && engine.is_none() && memory_mb.is_none() && config.is_none());
     assert!(history.is_none() && cluster.is_none() && !insecure && !until_stdin_closes && log_format.is_none());
-    assert!(!enable_fault_injection && threads.is_none());
+    assert!(!enable_fault_injection && fault_seed.is_none() && threads.is_none());
 }
 
 #[test]
@@ -109,6 +110,13 @@ fn usage_errors_exit_with_2() {
     for line in ["nonsense", "members --nonsense", "veto", "activation get xyz", "drain --deadline 5", "list -o yaml"] {
         assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
     }
+}
+
+#[test]
+fn a_pause_can_not_be_forced_but_a_removal_can() {
+    assert_eq!(parse("pause n1-7-1 --force").unwrap_err().exit_code(), 2);
+    assert!(matches!(operator("remove n1-7-1 --force"), OperatorCommand::Remove(RemoveArgs { force: true, .. })));
+    assert!(matches!(operator("remove n1-7-1"), OperatorCommand::Remove(RemoveArgs { force: false, .. })));
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub(super) async fn run(client: &Client, command: ChaosCommand, output: &mut Out
     match command {
         ChaosCommand::Inject(args) => inject(client, args, output).await,
         ChaosCommand::Run(args) => crate::chaos::run(args, output).await,
-        ChaosCommand::Check { files, timeline } => super::check::run(&files, timeline.as_deref(), output),
+        ChaosCommand::Check(args) => super::check::run(&args, output),
     }
 }
 

@@ -7,7 +7,7 @@ use hyper::{Method, StatusCode};
 
 use super::error::HintOn;
 use super::{CommandError, Exit, mesh};
-use crate::cli::{ContainerArgs, Format, ReleaseArgs, VetoArgs};
+use crate::cli::{Format, ReleaseArgs, VetoArgs};
 use crate::client::{Answer, Client, encoded};
 use crate::output::{Output, details, human_duration};
 
@@ -18,11 +18,12 @@ const OUTCOME_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) async fn open(
     client: &Client,
     kind: &str,
-    args: &ContainerArgs,
+    container_id: &str,
+    force: bool,
     output: &mut Output<'_>,
 ) -> Result<Exit, CommandError> {
-    let path = format!("/mesh/v1/containers/{}/{kind}", encoded(&args.container_id));
-    let body = IntentRequest { force: args.force };
+    let path = format!("/mesh/v1/containers/{}/{kind}", encoded(container_id));
+    let body = IntentRequest { force };
     let deadline = OUTCOME_TIMEOUT + client.deadline();
     let answer = client.send(Method::POST, &path, Some(&body), deadline).await?;
     let outcome = match (answer.status, answer.parse::<IntentOutcome>()) {

@@ -63,8 +63,10 @@ async fn dispatch(client: &Client, command: OperatorCommand, output: &mut Output
         OperatorCommand::Leases => mesh::leases(client, output).await,
         OperatorCommand::Intents => mesh::intents(client, output).await,
         OperatorCommand::Watch(args) => watch::run(client, &args, output).await,
-        OperatorCommand::Pause(args) => intent::open(client, "pause", &args, output).await,
-        OperatorCommand::Remove(args) => intent::open(client, "remove", &args, output).await,
+        OperatorCommand::Pause(args) => intent::open(client, "pause", &args.container_id, false, output).await,
+        OperatorCommand::Remove(args) => {
+            intent::open(client, "remove", &args.container.container_id, args.force, output).await
+        }
         OperatorCommand::Veto(args) => intent::veto(client, &args, output).await,
         OperatorCommand::Release(args) => intent::release(client, &args, output).await,
         OperatorCommand::Drain(args) => node::drain(client, &args, output).await,

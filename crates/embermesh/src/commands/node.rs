@@ -32,7 +32,7 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs, output: &mut Output
         true => "hint: what runs at peers goes on, and what is owed ends with it; ask again",
         false => "hint: the node goes on draining; ask again, or end what is left with --force",
     });
-    Ok(Exit::Conflict)
+    Ok(Exit::Unavailable)
 }
 
 pub(super) async fn leave(client: &Client, force: bool, output: &mut Output<'_>) -> Result<Exit, CommandError> {

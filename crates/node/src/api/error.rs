@@ -126,7 +126,6 @@ impl ApiError {
             | Self::UploadsBusy
             | Self::CodeUnavailable { .. }
             | Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
-            // Another node may be able to; this one won't be by itself.
             // Nobody is there to read it.
             Self::Invoke(InvokeError::Cancelled) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Action(error) => action_status(error),

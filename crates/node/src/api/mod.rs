@@ -62,7 +62,8 @@ pub async fn serve(
 ) -> io::Result<()> {
     let desk = Desk::new(listener.local_addr()?.ip().is_loopback());
     let closing = desk.closing().clone();
-    server::run(listener, routes(node, desk), closing, shutdown).await
+    let asked = node.clone();
+    server::run(listener, routes(node, desk), move |from| asked.engine().bars(from), closing, shutdown).await
 }
 
 /// What every handler has.

@@ -14,8 +14,8 @@ use super::http::{Answer, CallError, Client, Connecting};
 pub(super) const MAX_ANSWER_BYTES: usize = (1 << 20) + 64 * 1024;
 /// An answer that was written before the container ended is taken within this.
 const LAST_ANSWER: Duration = Duration::from_millis(100);
-/// A connection is seen to break before its container is seen to end.
-const END_NOTICE: Duration = Duration::from_millis(250);
+/// A connection is seen to break before its container is seen to end, whose last words are waited for.
+const END_NOTICE: Duration = Duration::from_secs(1);
 
 /// Sends `body` once. `ended` holds why the container ended, as soon as it did.
 pub(super) async fn post(

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::logs::{LogSink, Stream};
 
 /// For what a container wrote last to be read after its end.
-const DEADLINE: Duration = Duration::from_millis(200);
+const DEADLINE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(1);
 const KEPT_LINES: usize = 8;
 const KEPT_CHARS: usize = 300;

@@ -10,6 +10,7 @@ mod last_lines;
 pub mod logs;
 pub mod process;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,6 +104,12 @@ pub trait Engine: Send + Sync + 'static {
     /// Ends the container with everything in it. Removing one that is gone is a success.
     async fn remove(&self, id: &str) -> Result<(), EngineError>;
 
+    /// Whether somebody who calls this node from there is one of its containers. None is answered: their code may not
+    /// do what the node's peers and users may.
+    fn bars(&self, _from: IpAddr) -> bool {
+        false
+    }
+
     /// Why the engine can't be asked for anything at the moment; what runs may well run on.
     fn trouble(&self) -> Option<String> {
         None
@@ -174,6 +181,9 @@ pub enum EngineError {
     /// It certainly did not happen.
     #[error("{0}")]
     Refused(String),
+    /// It certainly did not happen, since others are in front of it.
+    #[error("{0}")]
+    Busy(String),
     /// What was asked for may or may not have happened.
     #[error("{0}")]
     Indeterminate(String),

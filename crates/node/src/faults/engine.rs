@@ -1,5 +1,6 @@
 //! A container engine that stalls: what it is told to do waits until it goes on. Runs are none of its business.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,10 @@ impl Engine for FaultyEngine {
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
         self.goes_on().await;
         self.inner.remove(id).await
+    }
+
+    fn bars(&self, from: IpAddr) -> bool {
+        self.inner.bars(from)
     }
 
     fn trouble(&self) -> Option<String> {

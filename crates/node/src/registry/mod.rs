@@ -23,6 +23,7 @@ pub use change::{ActionChange, BUILTINS, CodeRef, LimitsChange, MAX_METADATA_BYT
 pub struct Registry {
     store: Arc<dyn Store>,
     node_id: String,
+    epoch: u64,
     limits: RegistryLimits,
     /// Held from the look at what is known until the change is visible: one change at a time.
     change: Mutex<()>,
@@ -124,13 +125,19 @@ pub enum RegistryError {
 }
 
 impl Registry {
-    /// Loads what the store knows. `node_id` signs the revisions made here.
-    pub fn load(store: Arc<dyn Store>, node_id: impl Into<String>, limits: RegistryLimits) -> Result<Self, StoreError> {
+    /// Loads what the store knows. `node_id` signs the revisions made here, and none is below `epoch`, the node's: a node
+    /// that has lost what it knew gives none out again.
+    pub fn load(
+        store: Arc<dyn Store>,
+        node_id: impl Into<String>,
+        epoch: u64,
+        limits: RegistryLimits,
+    ) -> Result<Self, StoreError> {
         let mut known = Known::default();
         for entry in store.load_actions()? {
             known.put(Arc::new(entry));
         }
-        Ok(Self { store, node_id: node_id.into(), limits, change: Mutex::new(()), known: RwLock::new(known) })
+        Ok(Self { store, node_id: node_id.into(), epoch, limits, change: Mutex::new(()), known: RwLock::new(known) })
     }
 
     /// The action, unless it is deleted.
@@ -317,7 +324,8 @@ impl Registry {
     fn next_revision(&self, namespace: &str, name: &str) -> Result<Revision, RegistryError> {
         let counter = self.get_any(namespace, name).map_or(0, |entry| entry.revision.counter);
         let exhausted = || RegistryError::RevisionsExhausted { namespace: namespace.to_owned(), name: name.to_owned() };
-        Ok(Revision { counter: counter.checked_add(1).ok_or_else(exhausted)?, node_id: self.node_id.clone() })
+        let next = counter.checked_add(1).ok_or_else(exhausted)?;
+        Ok(Revision { counter: next.max(self.epoch), node_id: self.node_id.clone() })
     }
 
     /// Durable first, visible then.

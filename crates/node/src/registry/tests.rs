@@ -14,7 +14,7 @@ fn limits() -> RegistryLimits {
 }
 
 fn registry_of(node_id: &str) -> Registry {
-    Registry::load(Arc::new(RedbStore::in_memory().unwrap()), node_id, limits()).unwrap()
+    Registry::load(Arc::new(RedbStore::in_memory().unwrap()), node_id, 1, limits()).unwrap()
 }
 
 fn echo() -> ActionChange {
@@ -49,6 +49,17 @@ fn a_new_action_has_the_first_version_and_the_defaults() {
     assert_eq!(entry.limits, action::Limits::default());
     assert!(Arc::ptr_eq(&registry.get("guest", "hello").unwrap(), &entry));
     assert!(registry.get("guest", "hell").is_none() && registry.get("other", "hello").is_none());
+}
+
+#[test]
+fn a_node_that_has_lost_what_it_knew_gives_no_revision_out_again() {
+    let life = |epoch| Registry::load(Arc::new(RedbStore::in_memory().unwrap()), "n1", epoch, limits()).unwrap();
+    let before = life(1_000).create("guest", "a", echo(), 1).unwrap();
+    let lost = life(2_000);
+    let again = lost.create("guest", "a", python(), 2).unwrap();
+    assert!(again.revision > before.revision, "{} after {}", again.revision, before.revision);
+    let next = lost.update("guest", "a", echo(), false, 3).unwrap();
+    assert!(next.revision > again.revision);
 }
 
 #[test]
@@ -123,11 +134,11 @@ fn a_deleted_action_is_gone_but_its_tombstone_stays() {
 #[test]
 fn the_registry_is_the_same_after_a_restart() {
     let store = Arc::new(RedbStore::in_memory().unwrap());
-    let registry = Registry::load(store.clone(), "n1", limits()).unwrap();
+    let registry = Registry::load(store.clone(), "n1", 1, limits()).unwrap();
     registry.create("guest", "a", echo(), 1).unwrap();
     registry.create("guest", "b", python(), 2).unwrap();
     registry.delete("guest", "a", 3).unwrap();
-    let again = Registry::load(store, "n1", limits()).unwrap();
+    let again = Registry::load(store, "n1", 1, limits()).unwrap();
     assert_eq!(again.digest(), registry.digest());
     assert_eq!(again.get_any("guest", "a"), registry.get_any("guest", "a"));
     assert_eq!(again.list("guest", 0, 9), registry.list("guest", 0, 9));
@@ -137,7 +148,7 @@ fn the_registry_is_the_same_after_a_restart() {
 fn what_the_store_refuses_is_not_visible() {
     let dir = tempfile::tempdir().unwrap();
     let store = RedbStore::open(dir.path().join("s")).unwrap();
-    let registry = Registry::load(Arc::new(Refusing(store)), "n1", limits()).unwrap();
+    let registry = Registry::load(Arc::new(Refusing(store)), "n1", 1, limits()).unwrap();
     let digest = registry.digest();
     assert!(matches!(registry.create("guest", "a", echo(), 1).unwrap_err(), RegistryError::Store(_)));
     let foreign = create(echo()).unwrap();
@@ -246,7 +257,7 @@ fn a_batch_takes_the_newest_of_each_and_leaves_out_what_does_not_fit() {
 #[test]
 fn a_full_registry_says_so_and_still_takes_changes() {
     let limits = RegistryLimits { actions_max: 2, ..limits() };
-    let registry = Registry::load(Arc::new(RedbStore::in_memory().unwrap()), "n1", limits).unwrap();
+    let registry = Registry::load(Arc::new(RedbStore::in_memory().unwrap()), "n1", 1, limits).unwrap();
     registry.create("guest", "a", echo(), 1).unwrap();
     registry.create("guest", "b", echo(), 1).unwrap();
     let error = registry.create("guest", "c", echo(), 1).unwrap_err();
@@ -293,7 +304,7 @@ fn limits_follow_the_configuration() {
     let section =
         LimitsSection { memory_max_mb: 2_048, timeout_max: Duration::from_secs(900), ..LimitsSection::default() };
     let store = Arc::new(RedbStore::in_memory().unwrap());
-    let registry = Registry::load(store, "n1", RegistryLimits::from(&section)).unwrap();
+    let registry = Registry::load(store, "n1", 1, RegistryLimits::from(&section)).unwrap();
     let mut change = echo();
     (change.limits.memory, change.limits.timeout) = (Some(2_048), Some(900_000));
     registry.create("guest", "a", change, 1).unwrap();

@@ -24,8 +24,10 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tonic::codegen::http::HeaderValue;
 use tonic::codegen::{Service, http};
 
+use super::cluster;
 use crate::net::Net;
 use drive::{Heard, drive};
 
@@ -46,6 +48,8 @@ pub(crate) struct Channel(Arc<Shared>);
 struct Shared {
     net: Arc<dyn Net>,
     to: SocketAddr,
+    /// This node's, said with each call.
+    cluster: HeaderValue,
     link: Mutex<Link>,
 }
 
@@ -78,8 +82,8 @@ pub(crate) enum CallError {
 }
 
 impl Channel {
-    pub(crate) fn new(net: Arc<dyn Net>, to: SocketAddr) -> Self {
-        Self(Arc::new(Shared { net, to, link: Mutex::default() }))
+    pub(crate) fn new(net: Arc<dyn Net>, to: SocketAddr, cluster: HeaderValue) -> Self {
+        Self(Arc::new(Shared { net, to, cluster, link: Mutex::default() }))
     }
 }
 
@@ -102,7 +106,8 @@ impl Service<http::Request<tonic::body::Body>> for Channel {
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
         let shared = self.0.clone();
         Box::pin(async move {
-            let (head, body) = request.into_parts();
+            let (mut head, body) = request.into_parts();
+            head.headers.insert(cluster::HEADER, shared.cluster.clone());
             // Peers are asked with one message; read here, it can go out with the head.
             let message = body.collect().await.map_err(|status| shared.not_sent(&status))?.to_bytes();
             let response = shared.call(http::Request::from_parts(head, ()), message).await?;

@@ -81,21 +81,24 @@ pub(crate) fn activation_id(bytes: &[u8]) -> Result<ActivationId, Status> {
     Ok(ActivationId(u128::from_be_bytes(bytes)))
 }
 
-pub(crate) fn intent(message: v1::IntentRequest) -> Result<IntentNotice, Status> {
-    let kind = match message.kind() {
+/// None: of a kind that only a newer version knows, and can object to.
+pub(crate) fn intent(message: v1::IntentRequest) -> Result<Option<IntentNotice>, Status> {
+    let proposed = message.kind();
+    let container = container(message.container)?;
+    let kind = match proposed {
         v1::IntentKind::Pause => IntentKind::Pause,
         v1::IntentKind::Remove => IntentKind::Remove,
-        v1::IntentKind::Unspecified => return Err(bad("kind", "a kind of intent that this version knows")),
+        v1::IntentKind::Unspecified => return Ok(None),
     };
-    Ok(IntentNotice {
-        container: container(message.container)?,
+    Ok(Some(IntentNotice {
+        container,
         hash: ActionHash(message.action_hash),
         round: message.round,
         kind,
         urgent: message.urgent,
         window_us: message.window_us,
         last_copy: message.last_copy,
-    })
+    }))
 }
 
 pub(crate) fn intent_message(notice: &IntentNotice) -> v1::IntentRequest {
@@ -175,7 +178,8 @@ pub(crate) fn denial_message(denial: Denial) -> v1::Denial {
     }
 }
 
-/// A refusal is certain whatever its reason (an end that is not is an error of the call); one that this version does not know is taken as a lost lease.
+/// A refusal is certain whatever its reason (an end that is not is an error of the call); one that this version does not
+/// know is taken as a lost lease.
 pub(crate) fn refusal(message: v1::RunRefusal) -> RemoteEnd {
     RemoteEnd::Refused(match message {
         v1::RunRefusal::WrongEpoch => RunRefusal::WrongEpoch,
@@ -247,7 +251,8 @@ mod tests {
             kind: NEWER,
             ..v1::IntentRequest::default()
         };
-        assert!(intent(proposed).is_err(), "nothing is proposed that this version could carry out");
+        let read = intent(proposed).map_err(|status| status.to_string());
+        assert_eq!(read, Ok(None), "it is no mistake, and nothing that this version could object to");
     }
 
     #[test]

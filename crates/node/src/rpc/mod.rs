@@ -3,6 +3,7 @@
 
 pub(crate) mod again;
 pub(crate) mod channel;
+pub(crate) mod cluster;
 pub(crate) mod convert;
 pub(crate) mod server;
 

@@ -16,19 +16,20 @@ use embermesh_proto::v1::mesh_server::{Mesh, MeshServer};
 use futures::stream::{self, Stream, StreamExt};
 use tokio::sync::watch;
 use tonic::codegen::http;
+use tonic::service::InterceptorLayer;
 use tonic::{Request, Response, Status};
 use tower::util::MapResponseLayer;
 
-use super::{convert, result_message};
+use super::{cluster, convert, result_message};
 use crate::detached::Detached;
 use crate::driver::Mine;
+use crate::logbook::ContainerLog;
 use crate::net::{Accepted, Listener};
 use crate::node::Node;
+use crate::outcome::Outcome;
 use crate::peers::MAX_MESSAGE_BYTES;
 use crate::registry::action::ActionEntry;
 
-/// How long the log lines of a run may be on their way.
-const LOG_PATIENCE: Duration = Duration::from_secs(1);
 /// Outcomes kept for copies of a request that come late, in number and in bytes.
 const MOST_OUTCOMES: usize = 4096;
 const MOST_OUTCOME_BYTES: usize = 16 << 20;
@@ -100,17 +101,19 @@ pub(crate) async fn serve(
         .register_encoded_file_descriptor_set(embermesh_proto::DESCRIPTORS)
         .build_v1();
     let counting = node.clone();
-    let count_malformed = MapResponseLayer::new(move |response: http::Response<tonic::body::Body>| {
+    let count_malformed = MapResponseLayer::new(move |response: http::Response<_>| {
         if is_malformed(response.headers()) {
             counting.metrics().malformed_calls.add();
         }
         response
     });
+    let refuse_others = InterceptorLayer::new(cluster::refuse_others(&node.config().node.cluster));
     let service = MeshServer::new(Service { node })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let mut router = tonic::transport::Server::builder()
         .layer(count_malformed)
+        .layer(refuse_others)
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .initial_stream_window_size(4 << 20)
@@ -125,7 +128,7 @@ pub(crate) async fn serve(
 }
 
 /// Whether a call was refused since it could not be read: a field that makes no sense, bytes that are no message or
-/// too many, a method that is none of this version's.
+/// too many, a method that is none of this version's; or since it was meant for another cluster.
 fn is_malformed(headers: &http::HeaderMap) -> bool {
     let code = headers.get("grpc-status").map(|status| tonic::Code::from_bytes(status.as_bytes()));
     use tonic::Code::{Internal, InvalidArgument, OutOfRange, Unimplemented};
@@ -219,7 +222,7 @@ impl Mesh for Service {
                 }
                 Some(RunAnswer::Joined { run, .. }) => node.join_run(run).await,
                 Some(RunAnswer::Refused(refusal)) => Ok(convert::refusal_message(refusal)),
-                None => Err(Status::internal("the request was not answered")),
+                None => Err(not_answered("request")),
             }
         });
         Ok(Response::new(run.await?))
@@ -248,8 +251,9 @@ impl Mesh for Service {
     }
 
     async fn intent(&self, request: Request<v1::IntentRequest>) -> Reply<v1::Ack> {
-        let notice = convert::intent(request.into_inner())?;
-        self.node.tell(Input::IntentReceived { notice });
+        if let Some(notice) = convert::intent(request.into_inner())? {
+            self.node.tell(Input::IntentReceived { notice });
+        }
         Ok(Response::new(v1::Ack {}))
     }
 
@@ -279,7 +283,7 @@ impl Mesh for Service {
             Output::AnswerNotice { advice, .. } => Some(advice.clone()),
             _ => None,
         });
-        let advice = advice.ok_or_else(|| Status::internal("the notice was not answered"))?;
+        let advice = advice.ok_or_else(|| not_answered("notice"))?;
         Ok(Response::new(convert::advice_message(advice)))
     }
 
@@ -308,7 +312,7 @@ impl Mesh for Service {
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Reply<v1::LogsReply> {
         let id = convert::activation_id(&request.into_inner().activation_id)?;
-        let lines = self.node.logbook().take(&id.to_string(), None, LOG_PATIENCE).await;
+        let lines = self.node.logbook().fetch(&id.to_string()).await;
         Ok(Response::new(v1::LogsReply { lines }))
     }
 
@@ -321,7 +325,7 @@ impl Mesh for Service {
                 return Err(Status::invalid_argument(format!("`{what}` can't be inspected: use containers or status")));
             }
         };
-        let json = json.map_err(|e| Status::internal(e.to_string()))?;
+        let json = json.map_err(|e| Status::unknown(e.to_string()))?;
         Ok(Response::new(v1::InspectReply { json }))
     }
 
@@ -392,13 +396,13 @@ impl Node {
     ) -> Result<v1::RunReply, Status> {
         let end = self.runs_for_peers().begin(run);
         self.metrics().served_for_peers.add();
-        let (outcome, run_end) = match self.entry_in(container) {
-            Some(entry) => {
-                let place = (container, run);
-                self.run_in(place, &entry, attempt.activation, &body.body, &body.transaction_id).await
-            }
-            None => (None, embermesh_core::input::RunEnd::NeverStarted),
-        };
+        let owned = self.own_container(container);
+        let place = (container, run);
+        let (mut outcome, run_end) =
+            self.run_in(owned.as_ref(), place, attempt.activation, &body.body, &body.transaction_id).await;
+        if let (Some(outcome), Some(owned)) = (&mut outcome, owned) {
+            self.leave_lines(&attempt.activation.to_string(), &owned.log, outcome);
+        }
         self.tell(Input::RunFinished { container, run, end: run_end });
         let reply = match &outcome {
             Some(outcome) => result_message(outcome, renewed_us),
@@ -408,6 +412,14 @@ impl Node {
         end.send_replace(Some(reply.clone()));
         self.runs_for_peers().ended(run, bytes);
         Ok(reply)
+    }
+
+    /// Log lines of a run stay here until its origin asks for them, which it does unless it is told that there are none.
+    fn leave_lines(&self, activation: &str, log: &Arc<ContainerLog>, outcome: &mut Outcome) {
+        if !log.was_silent(activation, outcome.log_lines) {
+            self.logbook().leave(activation, log, outcome.log_lines);
+            outcome.log_lines.take_if(|own| *own == 0);
+        }
     }
 
     async fn join_run(&self, run: RunId) -> Result<v1::RunReply, Status> {
@@ -422,6 +434,11 @@ impl Node {
 async fn wait_for_end(mut ends: Ends) -> Result<v1::RunReply, Status> {
     let ended = ends.wait_for(Option::is_some).await.map_err(|_| Status::aborted("the run was given up"))?;
     ended.clone().ok_or_else(|| Status::aborted("the run was given up"))
+}
+
+/// A mistake of this node, not of who asked: `Internal` is what tonic says of bytes that are no message.
+fn not_answered(what: &str) -> Status {
+    Status::unknown(format!("the {what} was not answered"))
 }
 
 fn reply(reply: v1::reserve_reply::Reply) -> v1::ReserveReply {

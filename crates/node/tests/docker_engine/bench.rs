@@ -1,6 +1,7 @@
 //! One engine with a cluster, an instance and a folder of its own, and what the host's Docker says of it.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -96,6 +97,8 @@ impl Bench {
     ) -> Result<DockerEngine, EngineError> {
         let mut config = self.config.clone();
         config.root = self.folder.path().join("other");
+        // Of two with one instance each would take the other's containers for left over.
+        config.instance.push_str("-other");
         change(&mut config);
         DockerEngine::connect(config).await
     }
@@ -119,6 +122,7 @@ impl Bench {
     }
 
     pub(crate) async fn start(&self) {
+        until("the engine is well", LONG, || async { self.engine.trouble().is_none() }).await;
         self.engine.start(self.spec()).await.unwrap();
     }
 
@@ -156,6 +160,13 @@ impl Bench {
 
     pub(crate) async fn inspect(&self) -> ContainerInspectResponse {
         self.docker.inspect_container(&self.docker_name(), None::<InspectContainerOptions>).await.unwrap()
+    }
+
+    /// A container's address on a network.
+    pub(crate) async fn address(&self, container: &str, network: &str) -> Ipv4Addr {
+        let inspected = self.docker.inspect_container(container, None::<InspectContainerOptions>).await.unwrap();
+        let networks = inspected.network_settings.unwrap().networks.unwrap();
+        networks[network].ip_address.as_ref().unwrap().parse().unwrap()
     }
 
     pub(crate) async fn is_paused(&self) -> bool {

@@ -1,15 +1,19 @@
 //! The cases, each with an engine of its own.
 
-use std::pin::Pin;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
-use bollard::models::{ContainerCreateBody, NetworkCreateRequest};
+use bollard::models::{ContainerCreateBody, HostConfig, NetworkCreateRequest};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, KillContainerOptions, RemoveContainerOptionsBuilder, StartContainerOptions,
+    CreateContainerOptionsBuilder, EventsOptionsBuilder, KillContainerOptions, RemoveContainerOptionsBuilder,
+    StartContainerOptions,
 };
 use bytes::Bytes;
 use embermesh_node::containers::docker::{DockerEngine, Pull};
 use embermesh_node::containers::{ContainerSpec, Engine, EngineError, Found, Runtime};
+use futures::StreamExt;
 use serde_json::json;
 
 use crate::bench::{Bench, LONG, death, until};
@@ -17,6 +21,8 @@ use crate::registry::Registry;
 use crate::relay::{Mode, Relay};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// What is done to containers behind our back is noticed within a second, but for a machine that is busy otherwise.
+const NOTICED: Duration = Duration::from_secs(5);
 
 type Case = for<'a> fn(&'a Bench) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
@@ -30,18 +36,24 @@ cases![
     a_container_starts_runs_pauses_resumes_and_is_removed,
     a_container_of_ours_has_no_rights_no_network_and_its_limits,
     an_image_of_the_users_serves_on_a_bridge_and_reaches_no_neighbour,
+    who_calls_from_a_bridge_of_this_host_is_barred_by_every_agent,
+    connections_to_a_container_are_closed_before_it_is_removed,
     a_network_that_connects_its_containers_is_refused,
-    a_container_that_somebody_kills_is_reported_within_a_second,
-    a_container_that_somebody_removes_is_reported_within_a_second,
+    a_container_that_somebody_kills_is_reported_soon,
+    a_container_that_somebody_removes_is_reported_soon,
     a_container_that_somebody_pauses_goes_on,
     a_paused_container_that_somebody_resumes_is_paused_again,
     somebody_who_insists_ends_the_container,
     a_container_over_its_memory_is_reported_with_the_limit,
+    one_that_went_over_its_memory_while_the_engine_was_gone_is_told_as_that,
+    an_end_long_after_a_child_went_over_the_memory_is_not_told_as_that,
+    an_old_want_of_memory_that_is_told_again_after_a_break_is_not_taken_for_a_new_one,
     a_removed_container_is_not_reported,
     a_second_socket_is_used_only_inside_the_own_folder,
     lines_arrive_with_their_activation,
     an_image_that_does_not_exist_is_named_with_what_to_try,
     a_missing_image_is_pulled_once_and_used_by_all_who_wait,
+    images_that_are_slow_to_come_leave_a_place_to_other_starts,
     a_removed_image_is_made_again_and_a_full_image_store_is_told,
     an_image_without_a_runtime_is_told_as_that,
     a_container_that_ends_at_once_fails_its_start_with_its_last_words,
@@ -68,7 +80,8 @@ async fn a_container_starts_runs_pauses_resumes_and_is_removed(bench: &Bench) {
     let began = Instant::now();
     bench.engine.pause(&bench.id).await.unwrap();
     println!("  paused in {:?}", began.elapsed());
-    assert!(bench.is_paused().await);
+    // One that is put off, while the engine does not answer, comes to be.
+    until("it is paused", LONG, || bench.is_paused()).await;
     bench.engine.pause(&bench.id).await.unwrap();
     let began = Instant::now();
     bench.engine.resume(&bench.id).await.unwrap();
@@ -87,10 +100,10 @@ async fn a_container_of_ours_has_no_rights_no_network_and_its_limits(bench: &Ben
     bench.start().await;
     let inspected = bench.inspect().await;
     let host = inspected.host_config.unwrap();
-    assert_eq!((host.memory, host.memory_swap, host.cpu_shares), (Some(128 << 20), Some(128 << 20), Some(512)));
-    assert_eq!((host.pids_limit, host.readonly_rootfs), (Some(256), Some(true)));
-    assert_eq!((host.network_mode.as_deref(), host.cap_drop), (Some("none"), Some(vec!["ALL".to_owned()])));
-    assert_eq!(host.security_opt, Some(vec!["no-new-privileges".to_owned()]));
+    expect_limits(&host);
+    assert_eq!((host.network_mode.as_deref(), host.readonly_rootfs), (Some("none"), Some(true)));
+    // What is in it counts as the container's memory.
+    assert!(host.tmpfs.unwrap()["/tmp"].split(',').any(|option| option == "size=128m"));
     let config = inspected.config.unwrap();
     assert_eq!(config.user.as_deref(), Some("65532:65532"));
     let labels = config.labels.unwrap();
@@ -114,22 +127,25 @@ async fn a_container_of_ours_has_no_rights_no_network_and_its_limits(bench: &Ben
     assert_eq!(bench.run(json!({"do": "connect", "to": "172.17.0.1:22"})).await["connected"], false);
 }
 
+/// Those of `bench.spec()`, whatever runs in it.
+fn expect_limits(host: &HostConfig) {
+    assert_eq!((host.memory, host.memory_swap, host.cpu_shares), (Some(128 << 20), Some(128 << 20), Some(512)));
+    assert_eq!((host.pids_limit, &host.cap_drop), (Some(256), &Some(vec!["ALL".to_owned()])));
+    assert_eq!(host.security_opt, Some(vec!["no-new-privileges".to_owned()]));
+    assert_eq!((host.privileged, &host.cap_add), (Some(false), &None));
+}
+
 async fn an_image_of_the_users_serves_on_a_bridge_and_reaches_no_neighbour(bench: &Bench) {
     let began = Instant::now();
     bench.engine.start(bench.stock("serves")).await.unwrap();
     println!("  started in {:?}", began.elapsed());
+    expect_limits(&bench.inspect().await.host_config.unwrap());
     bench.engine.init(&bench.id, Bytes::from_static(b"{}"), LONG).await.unwrap();
     bench.echo().await;
     let other = format!("{}-other", bench.id);
     bench.engine.start(ContainerSpec { id: other.as_str().into(), ..bench.stock("serves") }).await.unwrap();
     let name = format!("embermesh-{}-{other}", bench.config.cluster);
-    let inspected = bench
-        .docker
-        .inspect_container(&name, None::<bollard::query_parameters::InspectContainerOptions>)
-        .await
-        .unwrap();
-    let networks = inspected.network_settings.unwrap().networks.unwrap();
-    let address = networks[&bench.config.network].ip_address.clone().unwrap();
+    let address = bench.address(&name, &bench.config.network).await;
     // This host reaches it, its neighbour does not.
     tokio::net::TcpStream::connect(format!("{address}:8080")).await.unwrap();
     let asked = bench.run(json!({"do": "connect", "to": format!("{address}:8080")})).await;
@@ -149,6 +165,55 @@ async fn an_image_of_the_users_serves_on_a_bridge_and_reaches_no_neighbour(bench
     println!("  slowest of four restarts in a row: {slowest:?}");
 }
 
+async fn who_calls_from_a_bridge_of_this_host_is_barred_by_every_agent(bench: &Bench) {
+    bench.engine.start(bench.stock("serves")).await.unwrap();
+    let own = IpAddr::V4(bench.address(&bench.docker_name(), &bench.config.network).await);
+    assert!(bench.engine.bars(own) && !bench.engine.bars(Ipv4Addr::LOCALHOST.into()));
+    let network = format!("{}-2", bench.config.network);
+    let other = bench.other(|config| {
+        config.network.clone_from(&network);
+    });
+    let other = other.await.unwrap();
+    assert!(other.bars(own), "from its start on");
+    let id = format!("{}-other", bench.id);
+    other.start(ContainerSpec { id: id.as_str().into(), ..bench.stock("serves") }).await.unwrap();
+    let name = format!("embermesh-{}-{id}", bench.config.cluster);
+    let others = IpAddr::V4(bench.address(&name, &network).await);
+    assert!(other.bars(others));
+    until("the first one knows of it", LONG, || async { bench.engine.bars(others) }).await;
+    other.shutdown().await;
+}
+
+async fn connections_to_a_container_are_closed_before_it_is_removed(bench: &Bench) {
+    let relay = Relay::start(&bench.folder.path().join("relay.sock"));
+    let engine = bench.other(|config| config.socket = bench.folder.path().join("relay.sock")).await.unwrap();
+    engine.start(bench.stock("serves")).await.unwrap();
+    let address = bench.address(&bench.docker_name(), &bench.config.network).await;
+    let run = engine.run(&bench.id, Bytes::from_static(br#"{"do": "sleep", "ms": 60000}"#), LONG);
+    let removal = async {
+        until("the run is under way", LONG, || async { connections_to(address, 8080) == 1 }).await;
+        relay.set(Mode::Hangs);
+        let (removed, ()) = tokio::join!(engine.remove(&bench.id), async {
+            until("it is closed", LONG, || async { connections_to(address, 8080) == 0 }).await;
+            assert_eq!(bench.inspect().await.state.unwrap().running, Some(true), "the container went first");
+            relay.set(Mode::Passes);
+        });
+        removed.unwrap();
+    };
+    let (outcome, ()) = tokio::join!(run, removal);
+    assert!(matches!(&outcome, Err(EngineError::Died(why)) if why == "it was removed"), "{outcome:?}");
+    engine.shutdown().await;
+}
+
+/// Open ones of this host.
+fn connections_to(address: Ipv4Addr, port: u16) -> usize {
+    const ESTABLISHED: &str = "01";
+    let to = format!("{:08X}:{port:04X}", u32::from_ne_bytes(address.octets()));
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    fields.filter(|fields| fields[2] == to && fields[3] == ESTABLISHED).count()
+}
+
 async fn a_network_that_connects_its_containers_is_refused(bench: &Bench) {
     let name = format!("{}-open", bench.config.cluster);
     let request = NetworkCreateRequest { name: name.clone(), ..NetworkCreateRequest::default() };
@@ -162,7 +227,7 @@ async fn a_network_that_connects_its_containers_is_refused(bench: &Bench) {
     assert!(why.contains(&name) && why.contains("docker network rm") && why.contains("enable_icc"), "{why}");
 }
 
-async fn a_container_that_somebody_kills_is_reported_within_a_second(bench: &Bench) {
+async fn a_container_that_somebody_kills_is_reported_soon(bench: &Bench) {
     let mut events = bench.engine.events().unwrap();
     assert!(bench.engine.events().is_none());
     bench.start().await;
@@ -174,7 +239,7 @@ async fn a_container_that_somebody_kills_is_reported_within_a_second(bench: &Ben
     };
     let (outcome, ()) = tokio::join!(run, kill);
     assert!(matches!(&outcome, Err(EngineError::Died(_) | EngineError::Indeterminate(_))), "{outcome:?}");
-    let reason = death(&mut events, SECOND).await;
+    let reason = death(&mut events, NOTICED).await;
     assert!(reason.contains("SIGKILL"), "{reason}");
     // What comes after its end certainly was not run.
     let later = bench.ask(json!({"do": "echo"}), LONG).await;
@@ -183,12 +248,12 @@ async fn a_container_that_somebody_kills_is_reported_within_a_second(bench: &Ben
     assert!(events.try_recv().is_err(), "reported twice");
 }
 
-async fn a_container_that_somebody_removes_is_reported_within_a_second(bench: &Bench) {
+async fn a_container_that_somebody_removes_is_reported_soon(bench: &Bench) {
     let mut events = bench.engine.events().unwrap();
     bench.start().await;
     let options = RemoveContainerOptionsBuilder::new().force(true).build();
     bench.docker.remove_container(&bench.docker_name(), Some(options)).await.unwrap();
-    death(&mut events, SECOND).await;
+    death(&mut events, NOTICED).await;
     bench.engine.remove(&bench.id).await.unwrap();
 }
 
@@ -196,7 +261,7 @@ async fn a_container_that_somebody_pauses_goes_on(bench: &Bench) {
     let mut events = bench.engine.events().unwrap();
     bench.start().await;
     bench.docker.pause_container(&bench.docker_name()).await.unwrap();
-    let took = until("it runs again", SECOND, || async { !bench.is_paused().await }).await;
+    let took = until("it runs again", NOTICED, || async { !bench.is_paused().await }).await;
     println!("  changed back after {took:?}");
     bench.echo().await;
     assert!(events.try_recv().is_err());
@@ -206,7 +271,7 @@ async fn a_paused_container_that_somebody_resumes_is_paused_again(bench: &Bench)
     bench.start().await;
     bench.engine.pause(&bench.id).await.unwrap();
     bench.docker.unpause_container(&bench.docker_name()).await.unwrap();
-    until("it is paused again", SECOND, || bench.is_paused()).await;
+    until("it is paused again", NOTICED, || bench.is_paused()).await;
     bench.engine.resume(&bench.id).await.unwrap();
     bench.echo().await;
     assert!(!bench.is_paused().await);
@@ -217,13 +282,13 @@ async fn somebody_who_insists_ends_the_container(bench: &Bench) {
     bench.start().await;
     for _ in 0..6 {
         bench.docker.pause_container(&bench.docker_name()).await.unwrap();
-        until("somebody gives in", SECOND, || async {
+        until("somebody gives in", NOTICED, || async {
             !bench.is_paused().await
                 || bench.ask(json!({"do": "echo"}), SECOND / 20).await.is_err_and(|e| e.to_string().contains("ended"))
         })
         .await;
     }
-    let reason = death(&mut events, SECOND).await;
+    let reason = death(&mut events, NOTICED).await;
     assert!(reason.contains("again and again"), "{reason}");
     bench.engine.remove(&bench.id).await.unwrap();
 }
@@ -233,8 +298,63 @@ async fn a_container_over_its_memory_is_reported_with_the_limit(bench: &Bench) {
     bench.start().await;
     bench.run(json!({"do": "swallow", "mb": 50})).await;
     assert!(bench.ask(json!({"do": "swallow", "mb": 200}), LONG).await.is_err());
-    let reason = death(&mut events, SECOND).await;
+    let reason = death(&mut events, NOTICED).await;
     assert!(reason.starts_with("out of memory: over the limit of 128 MB"), "{reason}");
+}
+
+async fn one_that_went_over_its_memory_while_the_engine_was_gone_is_told_as_that(bench: &Bench) {
+    let relay = Relay::start(&bench.folder.path().join("relay.sock"));
+    let engine = bench.other(|config| config.socket = bench.folder.path().join("relay.sock")).await.unwrap();
+    let mut events = engine.events().unwrap();
+    engine.start(bench.spec()).await.unwrap();
+    let path = relay.stop().await;
+    until("it is told", LONG, || async { engine.trouble().is_some() }).await;
+    let run = engine.run(&bench.id, Bytes::from_static(br#"{"do": "swallow", "mb": 200}"#), LONG);
+    assert!(run.await.is_err());
+    until("it has ended", LONG, || async { bench.inspect().await.state.unwrap().running == Some(false) }).await;
+    let ended = Instant::now();
+    until("its events are too old to be told again", LONG, || async { ended.elapsed() > 7 * SECOND }).await;
+    let _relay = Relay::start(&path);
+    let reason = death(&mut events, LONG).await;
+    assert!(reason.starts_with("out of memory: over the limit of 128 MB"), "{reason}");
+    engine.shutdown().await;
+}
+
+async fn an_end_long_after_a_child_went_over_the_memory_is_not_told_as_that(bench: &Bench) {
+    let mut events = bench.engine.events().unwrap();
+    bench.start().await;
+    let name = bench.docker_name();
+    let filter = HashMap::from([("event", vec!["oom"]), ("container", vec![name.as_str()])]);
+    let options = EventsOptionsBuilder::new().since("0").filters(&filter).build();
+    let mut told = pin!(bench.docker.events(Some(options)));
+    bench.run(json!({"do": "hogs", "count": 1, "mb": 200})).await;
+    tokio::time::timeout(LONG, told.next()).await.expect("the child was not killed for it").unwrap().unwrap();
+    let killed = Instant::now();
+    bench.echo().await;
+    until("that is long ago", LONG, || async { killed.elapsed() > 7 * SECOND }).await;
+    assert!(bench.ask(json!({"do": "exit", "code": 7}), LONG).await.is_err());
+    let reason = death(&mut events, LONG).await;
+    assert!(reason.starts_with("exit status 7"), "{reason}");
+}
+
+async fn an_old_want_of_memory_that_is_told_again_after_a_break_is_not_taken_for_a_new_one(bench: &Bench) {
+    let relay = Relay::start(&bench.folder.path().join("relay.sock"));
+    let engine = bench.other(|config| config.socket = bench.folder.path().join("relay.sock")).await.unwrap();
+    let mut events = engine.events().unwrap();
+    engine.start(bench.spec()).await.unwrap();
+    let run = |body: &'static [u8]| engine.run(&bench.id, Bytes::from_static(body), LONG);
+    run(br#"{"do": "hogs", "count": 1, "mb": 200}"#).await.unwrap();
+    let killed = Instant::now();
+    until("that is a while ago", LONG, || async { killed.elapsed() > 3 * SECOND }).await;
+    let path = relay.stop().await;
+    until("it is told", LONG, || async { engine.trouble().is_some() }).await;
+    let _relay = Relay::start(&path);
+    until("it is well again", LONG, || async { engine.trouble().is_none() }).await;
+    until("that is long ago", LONG, || async { killed.elapsed() > 7 * SECOND }).await;
+    assert!(run(br#"{"do": "exit", "code": 7}"#).await.is_err());
+    let reason = death(&mut events, LONG).await;
+    assert!(reason.starts_with("exit status 7"), "{reason}");
+    engine.shutdown().await;
 }
 
 async fn a_removed_container_is_not_reported(bench: &Bench) {
@@ -323,6 +443,34 @@ async fn a_missing_image_is_pulled_once_and_used_by_all_who_wait(bench: &Bench) 
     bench.engine.shutdown().await;
     let options = bollard::query_parameters::RemoveImageOptionsBuilder::new().force(true).build();
     bench.docker.remove_image(&registry.image(), Some(options), None).await.unwrap();
+}
+
+async fn images_that_are_slow_to_come_leave_a_place_to_other_starts(bench: &Bench) {
+    let registry = Registry::start(&["/embermesh", "__stock", "serves"]).await;
+    registry.hold(true);
+    let engine = bench.other(|config| config.parallel_starts = 2).await.unwrap();
+    let spec = |id: &str, image: String| ContainerSpec {
+        id: id.into(),
+        runtime: Runtime::Image,
+        image: Some(image),
+        ..bench.spec()
+    };
+    let (slow, ()) = tokio::join!(engine.start(spec("n1-1-8", registry.image())), async {
+        let asked = || async { registry.asked() > 0 };
+        until("it is being pulled", LONG, asked).await;
+        let outcome = engine.start(spec("n1-1-9", registry.other_image())).await;
+        let Err(EngineError::Busy(why)) = outcome else { panic!("not put off: {outcome:?}") };
+        assert!(why.contains(&registry.other_image()) && why.contains("wait for an image"), "{why}");
+        engine.start(bench.spec()).await.unwrap();
+        registry.hold(false);
+    });
+    slow.unwrap();
+    engine.start(spec("n1-1-9", registry.other_image())).await.unwrap();
+    engine.shutdown().await;
+    for image in [registry.image(), registry.other_image()] {
+        let options = bollard::query_parameters::RemoveImageOptionsBuilder::new().force(true).build();
+        bench.docker.remove_image(&image, Some(options), None).await.unwrap();
+    }
 }
 
 async fn a_removed_image_is_made_again_and_a_full_image_store_is_told(bench: &Bench) {
@@ -439,7 +587,7 @@ async fn containers_of_others_are_left_alone_whatever_they_are_called(bench: &Be
         let labels: Vec<_> = labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         all.push(foreign(bench, &name, &labels).await);
     }
-    let engine = bench.other(|_| {}).await.unwrap();
+    let engine = bench.other(|config| config.instance.clone_from(&bench.config.instance)).await.unwrap();
     engine.start(bench.spec()).await.unwrap();
     // A container that a start left behind goes with the next listing: then all have been looked at.
     let name = format!("embermesh-{cluster}-n1-1-9");
@@ -458,7 +606,11 @@ async fn containers_of_others_are_left_alone_whatever_they_are_called(bench: &Be
 
 /// As after a crash: nothing was removed, and a new agent comes on the same data folder.
 async fn next_life(bench: &Bench) -> (DockerEngine, Found) {
-    let next = bench.other(|config| config.root.clone_from(&bench.config.root)).await.unwrap();
+    let next = bench.other(|config| {
+        config.root.clone_from(&bench.config.root);
+        config.instance.clone_from(&bench.config.instance);
+    });
+    let next = next.await.unwrap();
     let found = next.found().await.unwrap();
     assert_eq!(found.len(), 1);
     (next, found[0].clone())
@@ -507,7 +659,7 @@ async fn a_hanging_engine_is_told_and_what_runs_is_served_on(bench: &Bench) {
     ask().await.unwrap();
     assert_eq!(engine.trouble(), None);
     relay.set(Mode::Hangs);
-    let took = until("it is told", 5 * SECOND, || async { engine.trouble().is_some() }).await;
+    let took = until("it is told", LONG, || async { engine.trouble().is_some() }).await;
     println!("  told after {took:?}: {}", engine.trouble().unwrap());
     ask().await.unwrap();
     // A pause is put off, and a resume has nothing to undo.
@@ -518,10 +670,10 @@ async fn a_hanging_engine_is_told_and_what_runs_is_served_on(bench: &Bench) {
     assert!(!bench.is_paused().await);
     let began = Instant::now();
     assert!(engine.start(ContainerSpec { id: "n1-1-9".into(), ..bench.spec() }).await.is_err());
-    assert!(began.elapsed() < SECOND, "a call waited {:?}", began.elapsed());
+    assert!(began.elapsed() < NOTICED, "a call waited {:?}", began.elapsed());
     relay.set(Mode::Passes);
-    until("it is well again", 5 * SECOND, || async { engine.trouble().is_none() }).await;
-    until("the pause comes to be", 5 * SECOND, || bench.is_paused()).await;
+    until("it is well again", LONG, || async { engine.trouble().is_none() }).await;
+    until("the pause comes to be", LONG, || bench.is_paused()).await;
     engine.resume(&bench.id).await.unwrap();
     ask().await.unwrap();
     engine.shutdown().await;
@@ -535,16 +687,15 @@ async fn an_engine_that_was_gone_is_found_again_with_what_happened_meanwhile(ben
     engine.start(bench.spec()).await.unwrap();
     engine.start(ContainerSpec { id: other.as_str().into(), ..bench.spec() }).await.unwrap();
     let path = relay.stop().await;
-    until("it is told", 5 * SECOND, || async { engine.trouble().is_some_and(|why| why.contains("can't be reached")) })
-        .await;
+    until("it is told", LONG, || async { engine.trouble().is_some_and(|why| why.contains("can't be reached")) }).await;
     engine.run(&bench.id, Bytes::from_static(br#"{"do": "echo"}"#), LONG).await.unwrap();
     let why = engine.start(ContainerSpec { id: "n1-1-9".into(), ..bench.spec() }).await.unwrap_err().to_string();
     assert!(why.contains("relay.sock") && why.contains("can't be reached"), "{why}");
     bench.docker.kill_container(&bench.docker_name(), None::<KillContainerOptions>).await.unwrap();
     let _relay = Relay::start(&path);
-    let reason = death(&mut events, 5 * SECOND).await;
+    let reason = death(&mut events, LONG).await;
     assert!(reason.contains("SIGKILL"), "{reason}");
-    until("it is well again", 5 * SECOND, || async { engine.trouble().is_none() }).await;
+    until("it is well again", LONG, || async { engine.trouble().is_none() }).await;
     engine.run(&other, Bytes::from_static(br#"{"do": "echo"}"#), LONG).await.unwrap();
     engine.shutdown().await;
 }

@@ -16,6 +16,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
@@ -31,6 +32,9 @@ struct Content {
     layer: String,
     layers: AtomicU32,
     manifests: AtomicU32,
+    asked: AtomicU32,
+    /// Nothing is served meanwhile.
+    held: watch::Sender<bool>,
 }
 
 impl Registry {
@@ -58,6 +62,8 @@ impl Registry {
             blobs: HashMap::from([(layer_digest, layer), (config_digest, config)]),
             layers: AtomicU32::new(0),
             manifests: AtomicU32::new(0),
+            asked: AtomicU32::new(0),
+            held: watch::Sender::new(false),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -67,8 +73,11 @@ impl Registry {
                 let (stream, _) = listener.accept().await.unwrap();
                 let content = served.clone();
                 let service = hyper::service::service_fn(move |request| {
-                    let answer = answer(&content, &request);
-                    async move { Ok::<_, Infallible>(answer) }
+                    let (answer, mut held) = (answer(&content, &request), content.held.subscribe());
+                    async move {
+                        held.wait_for(|held| !held).await.ok();
+                        Ok::<_, Infallible>(answer)
+                    }
                 });
                 tokio::spawn(
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
@@ -80,6 +89,20 @@ impl Registry {
 
     pub(crate) fn image(&self) -> String {
         format!("{}/test/stock:1", self.address)
+    }
+
+    /// The same under another name.
+    pub(crate) fn other_image(&self) -> String {
+        format!("{}/test/other:1", self.address)
+    }
+
+    /// Whether calls are kept waiting.
+    pub(crate) fn hold(&self, held: bool) {
+        self.content.held.send_replace(held);
+    }
+
+    pub(crate) fn asked(&self) -> u32 {
+        self.content.asked.load(Ordering::Relaxed)
     }
 
     pub(crate) fn layers_served(&self) -> u32 {
@@ -105,6 +128,7 @@ fn unique_layer() -> Vec<u8> {
 }
 
 fn answer(content: &Content, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    content.asked.fetch_add(1, Ordering::Relaxed);
     let path = request.uri().path();
     let last = path.rsplit('/').next().unwrap();
     let (digest, bytes, kind) = if path == "/v2/" {

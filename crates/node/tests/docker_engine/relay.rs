@@ -68,8 +68,9 @@ async fn pass(mut near: UnixStream, mut mode: watch::Receiver<Mode>) {
         }
         let Some(far) = &mut far else { return };
         tokio::select! {
-            _ = copy_bidirectional(&mut near, far) => return,
+            biased;
             _ = mode.wait_for(|mode| *mode == Mode::Hangs) => {}
+            _ = copy_bidirectional(&mut near, far) => return,
         }
         // Lets what was being copied settle.
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -6,14 +6,14 @@
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "the simulation uses more of it")]
-#[path = "../journal/engine.rs"]
+#[path = "../one_node/engine.rs"]
 mod engine;
 #[allow(dead_code, reason = "the journal's tests use more of it")]
-#[path = "../journal/node.rs"]
+#[path = "../one_node/node.rs"]
 mod node;
 mod outliving;
 #[allow(dead_code, reason = "the journal's tests use more of it")]
-#[path = "../journal/store.rs"]
+#[path = "../one_node/store.rs"]
 mod store;
 
 use std::sync::Arc;
@@ -27,6 +27,7 @@ use embermesh_node::store::Store;
 use embermesh_proto::v1;
 use embermesh_proto::v1::mesh_client::MeshClient;
 use tempfile::TempDir;
+use tokio::time::sleep;
 use tonic::transport::Endpoint;
 
 use engine::EchoEngine;
@@ -82,7 +83,7 @@ impl Rig {
         let (folder, engine, store) = (tempfile::tempdir().unwrap(), EchoEngine::default(), FailingStore::new());
         let node = start(&folder, &cluster, Arc::new(engine.clone()), &store).await;
         let entry = put(&node).await;
-        invoke(node.clone(), 0, Wait::For(SOON)).await.unwrap();
+        invoke(node.clone(), Wait::For(SOON)).await.unwrap();
         Self { node, engine, store, entry, _folder: folder }
     }
 }
@@ -91,7 +92,7 @@ impl Rig {
 async fn journal(round: usize) -> Verdict {
     let rig = Rig::new("journal", round).await;
     rig.store.fail(Fails::Accepted);
-    let told = invoke(rig.node.clone(), 0, Wait::No).await;
+    let told = invoke(rig.node.clone(), Wait::No).await;
     let kept = rig.store.load_journal().unwrap();
     rig.store.fail(Fails::Nothing);
     rig.node.shutdown().await;
@@ -123,11 +124,15 @@ async fn copies(round: usize) -> Verdict {
         run: Some(v1::Activation {
             activation_id: ACTIVATION.to_be_bytes().to_vec(),
             attempt: 0,
-            body: br#"{"hold_ms": 100}"#.to_vec().into(),
+            body: br#"{"held": true}"#.to_vec().into(),
             transaction_id: "t".to_owned(),
         }),
     };
-    let ends = tokio::join!(reserve(&rig.node, message.clone()), reserve(&rig.node, message));
+    let ends = tokio::join!(reserve(&rig.node, message.clone()), reserve(&rig.node, message), async {
+        // Time for the other to arrive.
+        sleep(Duration::from_millis(100)).await;
+        rig.engine.release();
+    });
     let runs = rig.engine.runs_of(&format!("{ACTIVATION:032x}"));
     let wrongs = rig.engine.wrongs();
     rig.node.shutdown().await;
@@ -163,7 +168,7 @@ async fn restart(round: usize) -> Verdict {
     )
     .await;
     put(&node).await;
-    invoke(node.clone(), 0, Wait::For(SOON)).await.unwrap();
+    invoke(node.clone(), Wait::For(SOON)).await.unwrap();
     node.delete_action("guest", ACTION).await.unwrap();
     node.shutdown().await;
     drop(node);

@@ -76,7 +76,6 @@ impl State {
             if self.may_arrive(flying) {
                 moves.push(Move::Arrive { nth });
             }
-            let call = !matches!(*flying.message, Message::OneWay(_));
             let failure = matches!(
                 &*flying.message,
                 Message::Reply { input: Input::ReserveFailed { .. }, .. }
@@ -85,7 +84,7 @@ impl State {
                         ..
                     }
             );
-            if self.faults.lose > 0 && call && !failure {
+            if self.faults.lose > 0 && !failure {
                 moves.push(Move::Lose { nth });
             }
             let repeats = matches!(*flying.message, Message::OneWay(_) | Message::Call { copy: false, .. });

@@ -283,7 +283,7 @@ impl State {
         }
     }
 
-    /// Part of a call is lost, and with it the call.
+    /// Part of a call is lost, and with it the call; of what wants no answer nobody hears.
     pub(super) fn lose(&mut self, flying: Flying) {
         let (request, input) = match Arc::unwrap_or_clone(flying.message) {
             Message::Call { request, input, .. } | Message::Reply { request, input, .. } => (request, input),

@@ -42,7 +42,7 @@ pub struct Delays {
 /// How many of each kind may happen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Faults {
-    /// A request or an answer is lost: its caller hears that the call failed.
+    /// A message is lost. If it is a request or an answer, its caller hears that the call failed.
     pub lose: u8,
     /// A message arrives twice.
     pub repeat: u8,
@@ -123,13 +123,13 @@ impl Setting {
                 ..one.clone()
             },
             Setting {
-                name: "one peer, an answer lost",
+                name: "one peer, a message lost",
                 faults: Faults { lose: 1, ..CALM },
                 expects: &[GrantRepeated, RunJoined, Expired, Committed, Removed],
                 ..one.clone()
             },
             Setting {
-                name: "one peer, two answers lost",
+                name: "one peer, two messages lost",
                 faults: Faults { lose: 2, ..CALM },
                 expects: &[GrantRepeated, RunJoined, Indeterminate],
                 ..one.clone()
@@ -213,36 +213,95 @@ impl Setting {
         ]
     }
 
-    /// Two peers and one fault of each kind, or two containers, with messages, engine and runs so quick that no deadline
-    /// passes meanwhile unless a fault makes it. What every change has to pass as well.
+    /// Two peers, with one slot and with two, and one fault of each kind; or two containers. Messages, engine and runs are
+    /// so quick that no deadline passes meanwhile unless a fault makes it. What every change has to pass as well.
     pub fn prompt() -> Vec<Setting> {
         use Seen::*;
         let prompt = Delays { message: 0, engine: 0, run: 0 };
         let two = |name, slots, faults, expects| Setting { name, slots, faults, expects, delays: prompt, ..BASE };
+        let lose = Faults { lose: 1, ..CALM };
+        let repeat = Faults { repeat: 1, ..CALM };
+        let crash = Faults { crash: 1, ..CALM };
+        let stall = Faults { stall: 1, ..CALM };
+        let operator = Faults { operator: 1, ..CALM };
+        let run = Faults { run: 1, ..CALM };
+        // Only who went down has a life before.
+        let stale = Faults { crash: 1, stale: 1, ..CALM };
+        let stubborn = |setting| Setting { stubborn: true, ..setting };
+        let rates = |setting| Setting { rates: [10_000, -10_000, 0], ..setting };
+        let large = |setting| Setting { large: true, ..setting };
         vec![
-            two("two prompt peers, one slot", 1, CALM, &[Grant, Denied, Expired, Committed, Removed]),
-            two("two prompt peers, two slots", 2, CALM, &[TwoHolders, Expired, Committed, Removed]),
+            two("two prompt peers, one slot", 1, CALM, &[Grant, Denied, HeldRun, Renewed, Expired, Committed, Removed]),
+            two("two prompt peers, two slots", 2, CALM, &[TwoHolders, HeldRun, Renewed, Expired, Committed, Removed]),
             two(
-                "two prompt peers, one slot, an answer lost",
+                "two prompt peers, one slot, a message lost",
                 1,
-                Faults { lose: 1, ..CALM },
-                &[Denied, GrantRepeated, RunJoined],
+                lose,
+                &[Denied, GrantRepeated, RunJoined, Vetoed, LastWord, Committed],
             ),
             two(
-                "two prompt peers, two slots, a message twice",
+                "two prompt peers, two slots, a message lost",
                 2,
-                Faults { repeat: 1, ..CALM },
-                &[TwoHolders, GrantRepeated],
+                lose,
+                &[TwoHolders, GrantRepeated, RunJoined, Vetoed, LastWord, Committed],
             ),
-            two("two prompt peers, two slots, a node goes down", 2, Faults { crash: 1, ..CALM }, &[RestartWithLease]),
-            two("two prompt peers, one slot, a deadline slept through", 1, Faults { stall: 1, ..CALM }, &[LateRound]),
+            two("two prompt peers, one slot, a message twice", 1, repeat, &[Denied, GrantRepeated, RunJoined]),
+            two("two prompt peers, two slots, a message twice", 2, repeat, &[TwoHolders, GrantRepeated, RunJoined]),
             two(
-                "two prompt peers, two slots, an operator's intent",
-                2,
-                Faults { operator: 1, ..CALM },
-                &[GrantInWindow],
+                "two prompt peers, one slot, a node goes down",
+                1,
+                crash,
+                &[Denied, RestartWithLease, OldEpochRefused, Indeterminate],
             ),
-            two("two prompt peers, two slots, a run that fails", 2, Faults { run: 1, ..CALM }, &[NotBegun]),
+            two(
+                "two prompt peers, two slots, a node goes down",
+                2,
+                crash,
+                &[TwoHolders, RestartWithLease, OldEpochRefused, Indeterminate],
+            ),
+            two("two prompt peers, one slot, a deadline slept through", 1, stall, &[Denied, LateRound, Vetoed]),
+            two(
+                "two prompt peers, two slots, a deadline slept through",
+                2,
+                stall,
+                &[TwoHolders, LateRound, Vetoed, RunOutlivesLease],
+            ),
+            two("two prompt peers, one slot, an operator's intent", 1, operator, &[Denied, GrantInWindow, Vetoed]),
+            two("two prompt peers, two slots, an operator's intent", 2, operator, &[TwoHolders, GrantInWindow, Vetoed]),
+            two("two prompt peers, one slot, a run that fails", 1, run, &[Denied, NotBegun]),
+            two("two prompt peers, two slots, a run that fails", 2, run, &[TwoHolders, NotBegun, RunOutlivesLease]),
+            two(
+                "two prompt peers, one slot, a life that is over shown again",
+                1,
+                stale,
+                &[Denied, RestartWithLease, OldEpochRefused],
+            ),
+            two(
+                "two prompt peers, two slots, a life that is over shown again",
+                2,
+                stale,
+                &[TwoHolders, RestartWithLease, OldEpochRefused],
+            ),
+            rates(two("two prompt peers, one slot, clocks at different rates", 1, CALM, &[Denied, Expired, Removed])),
+            rates(two("two prompt peers, two slots, clocks at different rates", 2, CALM, &[TwoHolders, Expired])),
+            stubborn(two(
+                "two prompt peers that object to everything, one slot",
+                1,
+                CALM,
+                &[Vetoed, LastWord, Removed],
+            )),
+            stubborn(two(
+                "two prompt peers that object to everything, two slots",
+                2,
+                CALM,
+                &[TwoHolders, Vetoed, LastWord, Removed],
+            )),
+            large(two(
+                "two prompt peers, two slots, bodies on the lease, a message twice",
+                2,
+                repeat,
+                &[TwoHolders, HeldRun, GrantRepeated, RunJoined],
+            )),
             Setting {
                 name: "two prompt peers, two containers",
                 containers: 2,
@@ -273,7 +332,7 @@ impl Setting {
                 ..BASE
             },
             Setting {
-                name: "one peer, two activations, slow messages, an answer lost",
+                name: "one peer, two activations, slow messages, a message lost",
                 nodes: 2,
                 invokes: [0, 2, 0],
                 delays: Delays { message: 2, engine: 0, run: 0 },
@@ -301,10 +360,10 @@ impl Setting {
                 ..BASE
             },
             two(
-                "two peers, one slot, an answer lost",
+                "two peers, one slot, a message lost",
                 1,
                 Faults { lose: 1, ..CALM },
-                &[Denied, GrantRepeated, RunJoined],
+                &[Denied, GrantRepeated, RunJoined, FenceRefused],
             ),
             two("two peers, two slots, a message twice", 2, Faults { repeat: 1, ..CALM }, &[TwoHolders, GrantRepeated]),
             two("two peers, two slots, a node goes down", 2, Faults { crash: 1, ..CALM }, &[RestartWithLease]),

@@ -242,7 +242,15 @@ impl State {
             let what = "things go on for ever".to_owned();
             return Some(Violation { invariant: "the mesh comes to rest", what, story: Vec::new() });
         }
-        if self.is_quiet() { self.judge.at_rest(&self.glance(None)).err() } else { None }
+        if self.is_quiet() {
+            return self.judge.at_rest(&self.glance(None)).err();
+        }
+        let mut moves = Vec::new();
+        self.moves(&mut moves);
+        moves.is_empty().then(|| {
+            let what = "something is under way, and nothing can happen any more".to_owned();
+            Violation { invariant: "the mesh comes to rest", what, story: Vec::new() }
+        })
     }
 
     /// Nothing is on its way and nobody waits for anything.

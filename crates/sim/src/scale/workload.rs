@@ -1,6 +1,4 @@
-//! A load in the shape of Azure's of 2019 (Shahrad et al.): 1 % of the actions get 86 % of the calls, 82 % are called
-//! less than once a minute; arrivals come in bursts; most runs are short and some long. Clients know nothing of the
-//! mesh: a call comes to any node.
+//! A load in the shape of Azure's. Clients know nothing of the mesh: a call comes to any node.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,15 +7,10 @@ use std::sync::Arc;
 use embermesh_core::{ActionId, ActionSpec, NodeId, Revision};
 
 use super::{Random, Setting};
+use crate::azure::{Draw as _, Shape};
 
 /// Containers for each action, on average.
 const COPIES: usize = 4;
-/// Shares of actions and of calls: the few, those between, the many.
-const FEW: (f64, f64) = (0.01, 0.86);
-const BETWEEN: (f64, f64) = (0.17, 0.13);
-/// Coefficients of variation of the time between calls, each with the share of actions up to it.
-const BURSTS: [(f64, f64); 4] = [(0.5, 0.5), (0.85, 2.0), (0.99, 5.0), (1.0, 33.0)];
-const LONGEST_RUN_S: f64 = 30.0;
 /// By then all nodes know what all others have.
 const FIRST_CALL_US: u64 = 2_000_000;
 
@@ -26,10 +19,7 @@ pub(super) struct Action {
     /// Its gossip domain.
     pub(super) cell: usize,
     per_s: f64,
-    variation: f64,
-    /// Of its runs, in seconds, and how much they differ.
-    median_s: f64,
-    sigma: f64,
+    shape: Shape,
 }
 
 /// Calls to come, in order.
@@ -42,48 +32,24 @@ pub(super) struct Workload {
 impl Action {
     /// Slots that are busy on average.
     fn busy(&self) -> f64 {
-        self.per_s * (self.median_s * (self.sigma * self.sigma / 2.0).exp()).min(LONGEST_RUN_S)
+        self.per_s * self.shape.mean_s()
     }
 
     fn gap_us(&self, random: &mut Random) -> u64 {
-        let square = self.variation * self.variation;
-        let of_mean = if self.variation < 1.0 {
-            let stages = (1.0 / square).round().max(1.0) as u32;
-            (0..stages).map(|_| random.exponential()).sum::<f64>() / f64::from(stages)
-        } else {
-            let often = (1.0 + ((square - 1.0) / (square + 1.0)).sqrt()) / 2.0;
-            let phase = if random.unit() <= often { often } else { 1.0 - often };
-            random.exponential() / (2.0 * phase)
-        };
-        (of_mean / self.per_s * 1e6) as u64 + 1
+        (self.shape.gap(random) / self.per_s * 1e6) as u64 + 1
     }
 }
 
 impl Workload {
     pub(super) fn new(setting: &Setting) -> Self {
         let count = (setting.containers / COPIES).max(1);
-        let few = (count as f64 * FEW.0).ceil() as usize;
-        let between = (count as f64 * BETWEEN.0).ceil() as usize;
-        let weight = |rank: usize| match rank {
-            r if r < few => FEW.1 / (r + 1) as f64 / harmonic(few),
-            r if r < few + between => BETWEEN.1 / between as f64,
-            _ => (1.0 - FEW.1 - BETWEEN.1) / (count - few - between) as f64,
-        };
         let mut random = Random::new(setting.seed, 3);
-        let actions: Vec<Action> = (0..count)
-            .map(|rank| {
-                let (median, between_actions, sigma) = if rank < few { (0.38, 0.6, 0.8) } else { (0.67, 2.2, 0.5) };
-                let burst = random.unit();
-                Action {
-                    spec: spec(rank, &mut random),
-                    cell: rank % setting.cells,
-                    per_s: setting.calls_per_s as f64 * weight(rank),
-                    variation: BURSTS.iter().find(|(upto, _)| burst <= *upto).map_or(0.5, |(_, v)| *v),
-                    median_s: random.log_normal(median, between_actions).clamp(0.001, LONGEST_RUN_S),
-                    sigma,
-                }
-            })
-            .collect();
+        let action = |rank| {
+            let shape = Shape::draw(rank, count, &mut random);
+            let per_s = setting.calls_per_s as f64 * shape.share;
+            Action { spec: spec(rank, &shape), cell: rank % setting.cells, per_s, shape }
+        };
+        let actions: Vec<Action> = (0..count).map(action).collect();
         let mut arrivals = BinaryHeap::new();
         for (nth, action) in actions.iter().enumerate() {
             // Somewhere in the middle of the first gap, as if it had gone on for ever.
@@ -123,25 +89,21 @@ impl Workload {
         let action = &self.actions[nth];
         let gap = action.gap_us(&mut self.random);
         self.arrivals.push(Reverse((at + gap, nth)));
-        let seconds = self.random.log_normal(action.median_s, action.sigma).min(LONGEST_RUN_S);
+        let seconds = action.shape.run_s(&mut self.random);
         Some((nth, (seconds * 1e6) as u64 + 1))
     }
 }
 
-fn spec(rank: usize, random: &mut Random) -> Arc<ActionSpec> {
+fn spec(rank: usize, shape: &Shape) -> Arc<ActionSpec> {
     Arc::new(ActionSpec {
         action: ActionId::new(["red", "green", "blue"][rank % 3], &format!("a{rank}")),
         revision: Revision { counter: 1, node: NodeId::new("n1") },
         concurrency: 1,
-        memory_mb: random.log_normal(140.0, 0.457).clamp(64.0, 512.0) as u64,
+        memory_mb: shape.memory_mb.clamp(64.0, 512.0) as u64,
         timeout_us: 60_000_000,
         idempotent: false,
         image: "image".into(),
     })
-}
-
-fn harmonic(n: usize) -> f64 {
-    (1..=n).map(|k| 1.0 / k as f64).sum()
 }
 
 #[cfg(test)]

@@ -102,6 +102,11 @@ impl Campaign {
         Ok(outcome_of(&output))
     }
 
+    /// What the seed means, or what is left of it.
+    pub fn plan(&self, seed: u64, only: Option<Vec<usize>>) -> Plan {
+        Plan::draw(&Options { seed, mode: self.mode, nodes: self.nodes, length: self.length, only })
+    }
+
     /// One line that plays it again.
     pub fn reproduction(&self, seed: u64, only: Option<&[usize]>) -> String {
         let quoted = |argument: String| if argument.contains(' ') { format!("'{argument}'") } else { argument };
@@ -130,8 +135,7 @@ impl Campaign {
 
     /// Leaves out what the failure does not need: ever smaller parts of the plan, for so many tries.
     pub fn minimise(&self, seed: u64, violation: &str) -> io::Result<Failure> {
-        let options = Options { seed, mode: self.mode, nodes: self.nodes, length: self.length, only: None };
-        let all: Vec<usize> = Plan::draw(&options).events.iter().map(|(number, _)| *number).collect();
+        let all: Vec<usize> = self.plan(seed, None).events.iter().map(|(number, _)| *number).collect();
         let mut failure = Failure { seed, violation: violation.to_owned(), only: all.clone(), of: all.len(), tries: 0 };
         let mut part = all.len().div_ceil(2);
         while part > 0 && failure.tries < MOST_TRIES {

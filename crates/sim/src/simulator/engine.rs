@@ -20,6 +20,10 @@ use super::witness::Witness;
 /// What waits for a stalled engine looks again so often.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const EVENT_BACKLOG: usize = 256;
+/// How many times as long all takes that a slow engine does.
+const SLOW: u64 = 8;
+/// Percent of containers of an engine that is not well which don't like what they are initialised with.
+const UNWILLING: u64 = 20;
 
 /// Clones are handles to the same engine.
 #[derive(Debug, Clone)]
@@ -47,10 +51,26 @@ pub enum Mood {
     Well,
     /// Nothing gets on.
     Stalled,
+    /// All gets on, late.
+    Slow,
     /// Half of what is asked for is refused.
     Failing,
     /// Half of what is asked for ends without it being known whether it was done.
     Vague,
+}
+
+/// What becomes of a call that the engine has taken.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    done: bool,
+    /// Its caller hears of it.
+    told: bool,
+}
+
+impl Taken {
+    fn told(self) -> Result<(), EngineError> {
+        if self.told { Ok(()) } else { Err(EngineError::Indeterminate("the engine did not say".to_owned())) }
+    }
 }
 
 #[derive(Debug)]
@@ -187,26 +207,27 @@ impl SimulatedEngine {
         self.table().containers.clear();
     }
 
-    /// Waits while the engine is stalled, and a while; then whether the call is to be refused, or left in the dark.
-    async fn take_call(&self, least_ms: u64, most_ms: u64) -> Result<bool, EngineError> {
+    /// Waits while the engine is stalled, and for as long as it takes.
+    async fn take_call(&self, least_ms: u64, most_ms: u64) -> Result<Taken, EngineError> {
         while self.table().mood == Mood::Stalled {
             sleep(LOOK_AGAIN).await;
         }
-        let (wait, mood, odd) = {
+        let (wait, mood, odd, skips) = {
             let mut table = self.table();
-            (table.random.within(least_ms, most_ms), table.mood, table.random.chance(50))
+            (table.random.within(least_ms, most_ms), table.mood, table.random.chance(50), table.random.chance(50))
         };
-        sleep(Duration::from_millis(wait)).await;
+        sleep(Duration::from_millis(if mood == Mood::Slow { wait * SLOW } else { wait })).await;
         match mood {
             Mood::Failing if odd => {
                 self.witness.note("engine call refused");
                 Err(EngineError::Refused("the engine has no more of it".to_owned()))
             }
             Mood::Vague if odd => {
-                self.witness.note("engine call indeterminate");
-                Ok(true)
+                let what = if skips { "not done" } else { "done" };
+                self.witness.note(&format!("engine call indeterminate, {what}"));
+                Ok(Taken { done: !skips, told: false })
             }
-            _ => Ok(false),
+            _ => Ok(Taken { done: true, told: true }),
         }
     }
 
@@ -278,10 +299,9 @@ impl Engine for SimulatedEngine {
     }
 
     async fn start(&self, spec: ContainerSpec) -> Result<(), EngineError> {
-        let dark = self.take_call(20, 180).await?;
-        let mut table = self.table();
-        let skipped = dark && table.random.chance(50);
-        if !skipped {
+        let taken = self.take_call(20, 180).await?;
+        if taken.done {
+            let mut table = self.table();
             table.started += 1;
             let container = Container {
                 namespace: spec.namespace,
@@ -296,13 +316,23 @@ impl Engine for SimulatedEngine {
                 self.witness.wrong(format!("R6_removed_is_final: {} was started twice", spec.id));
             }
         }
-        if dark { Err(EngineError::Indeterminate("the engine did not say".to_owned())) } else { Ok(()) }
+        taken.told()
     }
 
-    async fn init(&self, id: &str, _: Bytes, _: Duration) -> Result<Reply, EngineError> {
-        let wait = self.table().random.within(5, 60);
-        sleep(Duration::from_millis(wait)).await;
-        self.change(id, |c| c.ready = true)?;
+    async fn init(&self, id: &str, _: Bytes, longest: Duration) -> Result<Reply, EngineError> {
+        let taken = timeout(longest, self.take_call(5, 60)).await.map_err(|_| EngineError::Timeout(longest))??;
+        let unwilling = {
+            let mut table = self.table();
+            table.mood != Mood::Well && table.random.chance(UNWILLING)
+        };
+        if unwilling {
+            self.witness.note("init refused by its container");
+            return Ok(Reply { status: 502, ..reply(&json!({"error": "not with this code"})) });
+        }
+        if taken.done {
+            self.change(id, |c| c.ready = true)?;
+        }
+        taken.told()?;
         Ok(reply(&json!({"ok": true})))
     }
 
@@ -316,23 +346,27 @@ impl Engine for SimulatedEngine {
     }
 
     async fn pause(&self, id: &str) -> Result<(), EngineError> {
-        let dark = self.take_call(2, 15).await?;
-        self.change(id, |c| c.paused = true)?;
-        if dark { Err(EngineError::Indeterminate("the engine did not say".to_owned())) } else { Ok(()) }
+        let taken = self.take_call(2, 15).await?;
+        if taken.done {
+            self.change(id, |c| c.paused = true)?;
+        }
+        taken.told()
     }
 
     async fn resume(&self, id: &str) -> Result<(), EngineError> {
-        let dark = self.take_call(2, 15).await?;
-        if dark {
-            return Err(EngineError::Indeterminate("the engine did not say".to_owned()));
+        let taken = self.take_call(2, 15).await?;
+        if taken.done {
+            self.change(id, |c| c.paused = false)?;
         }
-        self.change(id, |c| c.paused = false)
+        taken.told()
     }
 
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
-        let dark = self.take_call(5, 40).await?;
-        self.table().end(id);
-        if dark { Err(EngineError::Indeterminate("the engine did not say".to_owned())) } else { Ok(()) }
+        let taken = self.take_call(5, 40).await?;
+        if taken.done {
+            self.table().end(id);
+        }
+        taken.told()
     }
 
     fn events(&self) -> Option<mpsc::Receiver<EngineEvent>> {

@@ -1,12 +1,12 @@
 //! One simulated host: a node of production code on simulated parts, in one life after another.
 
-use std::fs;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{env, fs, io, iter, process};
 
 use embermesh_node::blocking::Blocking;
 use embermesh_node::clock::Clock;
@@ -94,7 +94,7 @@ impl Host {
             protocol: setting.protocol.clone(),
             ..NodeConfig::default()
         };
-        let air = SimulatedDatagrams::new(Random::new(random.next(), "air"));
+        let air = SimulatedDatagrams::new(Random::new(random.next(), "air"), witness.clone());
         let store = SimulatedStore::new(Random::new(random.next(), "disk"));
         let state = State { store, running: None, folders: 0, random };
         let (state, stop) = (Mutex::new(state), Notify::new());
@@ -234,7 +234,16 @@ pub enum Loses {
     Everything,
 }
 
-/// A folder for the data of all hosts of a simulation, gone with it.
+/// A folder for the data of all hosts of a simulation, gone with it. Its name is not drawn: here all that is drawn is the
+/// seed's, so that all processes would try the same names, and one that found several taken would play otherwise.
 pub(super) fn folder() -> io::Result<tempfile::TempDir> {
-    tempfile::Builder::new().prefix("embermesh-simulation-").tempdir()
+    static FOLDERS: AtomicU32 = AtomicU32::new(0);
+    let name = || {
+        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+        format!("embermesh-simulation-{}-{number}", process::id())
+    };
+    // Some may be left of a process that was killed.
+    let is_free = |name: &String| !env::temp_dir().join(name).exists();
+    let name = iter::repeat_with(name).find(is_free).unwrap_or_default();
+    tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir()
 }

@@ -14,6 +14,7 @@ use tokio::time::sleep;
 use turmoil::net::{TcpListener, TcpStream, UdpSocket, lookup_host};
 
 use super::random::Random;
+use super::witness::Witness;
 
 /// Between two errors of a socket that is broken: time has to pass for what is done about it.
 const BROKEN_PAUSE: Duration = Duration::from_millis(1);
@@ -63,6 +64,7 @@ pub(super) struct SimulatedDatagrams {
     air: Arc<Mutex<Air>>,
     /// No socket works, nor can one be opened.
     broken: watch::Sender<bool>,
+    witness: Arc<Witness>,
 }
 
 #[derive(Debug)]
@@ -72,9 +74,9 @@ struct Air {
 }
 
 impl SimulatedDatagrams {
-    pub(super) fn new(random: Random) -> Self {
+    pub(super) fn new(random: Random, witness: Arc<Witness>) -> Self {
         let air = Arc::new(Mutex::new(Air { weather: Weather::default(), random }));
-        Self { air, broken: watch::Sender::new(false) }
+        Self { air, broken: watch::Sender::new(false), witness }
     }
 
     pub(super) fn set(&self, weather: Weather) {
@@ -97,6 +99,7 @@ impl SimulatedDatagrams {
             return vec![Duration::ZERO];
         }
         let copies = if random.chance(weather.loss) { 0 } else { 1 + usize::from(random.chance(weather.twice)) };
+        self.witness.note(["gossip: lost", "gossip: late", "gossip: twice"][copies]);
         (0..copies).map(|_| Duration::from_millis(random.below(weather.late_ms + 1))).collect()
     }
 }

@@ -1,6 +1,7 @@
 //! All that a simulation does, drawn from its seed before it begins: nodes, clocks, calls and faults. A plan is plain
 //! data, so that a failure shrinks to the few events that matter.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -10,6 +11,12 @@ use super::engine::{Fate, Mood};
 use super::host::{Loses, name_of};
 use super::net::Weather;
 use super::random::Random;
+use crate::azure::{Draw as _, Shape};
+
+/// Between two arrivals of the workload.
+const MEAN_GAP_MS: f64 = 150.0;
+/// Runs are so much shorter than the trace's, as leases are than production's.
+const SHRUNK: f64 = 10.0;
 
 /// What is demanded of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -72,10 +79,7 @@ pub struct ActionSetting {
     pub concurrency: u32,
     pub timeout_ms: u64,
     pub idempotent: bool,
-    /// Of all calls, in percent.
-    share: u64,
-    /// The median of its work.
-    work_ms: u64,
+    shape: Shape,
 }
 
 #[derive(Debug, Clone)]
@@ -99,6 +103,7 @@ pub enum Op {
         from: usize,
         to: usize,
         ms: u64,
+        part_of: Cuts,
     },
     /// Nothing arrives for a while, then everything.
     Hold {
@@ -156,6 +161,19 @@ pub enum Op {
     },
 }
 
+/// What a cut is a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cuts {
+    OneWay,
+    BothWays,
+    /// One node does not hear the others, is not heard by them, or both.
+    Deaf,
+    Mute,
+    Alone,
+    /// Links go one after another, and come back in another order.
+    Swizzled,
+}
+
 /// How long a caller waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiting {
@@ -172,9 +190,9 @@ impl Plan {
         let mut random = Random::new(options.seed, "plan");
         let drawn = random.within(3, 5) as usize;
         let nodes = options.nodes.unwrap_or(drawn);
-        let setting = Setting::draw(&mut random, nodes, options.mode);
+        let mut setting = Setting::draw(&mut random, nodes, options.mode);
         let length_ms = u64::try_from(options.length.as_millis()).unwrap_or(u64::MAX);
-        let mut events = calls(&mut random, &setting, length_ms);
+        let mut events = calls(&mut random, &mut setting, length_ms);
         events.extend(faults(&mut random, &setting, length_ms));
         events.sort_by_key(|event| event.at_ms);
         let kept = |number: &usize| options.only.as_ref().is_none_or(|only| only.contains(number));
@@ -241,47 +259,56 @@ pub(super) fn protocol() -> ProtocolSection {
     }
 }
 
-/// As the public traces have it: one action gets most calls, some a few, the rest hardly any.
+/// As the trace has it (`azure`), so many of them that between one and three get most calls.
 fn actions(random: &mut Random) -> Vec<ActionSetting> {
-    let shares = [60, 20, 10, 5, 3, 2];
-    let drawn = shares.iter().enumerate().map(|(n, share)| ActionSetting {
-        name: format!("a{}", n + 1),
-        memory_mb: [128, 128, 256, 512][random.index(4)],
-        concurrency: [1, 1, 2, 4][random.index(4)],
-        timeout_ms: 1_500,
-        idempotent: random.chance(40),
-        share: *share,
-        work_ms: [3, 20, 60, 150][random.index(4)],
+    let count = [20, 100, 300][random.index(3)];
+    let drawn = (0..count).map(|rank| {
+        let shape = Shape::draw(rank, count, random);
+        ActionSetting {
+            name: format!("a{}", rank + 1),
+            memory_mb: shape.memory_mb.clamp(128.0, 512.0) as u64,
+            concurrency: [1, 1, 2, 4][random.index(4)],
+            timeout_ms: 1_500,
+            idempotent: random.chance(40),
+            shape,
+        }
     });
     drawn.collect()
 }
 
-/// Arrivals in bursts; work that is mostly short and sometimes very long.
-fn calls(random: &mut Random, setting: &Setting, length_ms: u64) -> Vec<Event> {
+/// Arrivals as the trace has them, and now and then a herd at one moment. Actions that nobody calls are left out.
+fn calls(random: &mut Random, setting: &mut Setting, length_ms: u64) -> Vec<Event> {
+    let mut arrivals = Vec::new();
+    for (rank, action) in setting.actions.iter().enumerate() {
+        let mean_ms = MEAN_GAP_MS / action.shape.share;
+        // Somewhere in the first gap, as if it had gone on for ever.
+        let mut at_ms = (mean_ms * action.shape.gap(random) * random.unit()) as u64;
+        while at_ms < length_ms {
+            arrivals.push((at_ms, rank));
+            at_ms += (mean_ms * action.shape.gap(random)) as u64 + 1;
+        }
+    }
+    arrivals.sort_unstable();
+    let called: BTreeSet<usize> = arrivals.iter().map(|(_, rank)| *rank).collect();
+    setting.actions = called.iter().map(|rank| setting.actions[*rank].clone()).collect();
     let mut events = Vec::new();
-    let mut at_ms = 0;
-    while at_ms < length_ms {
-        let action = pick(random, &setting.actions);
-        let burst = if random.chance(15) { random.within(4, 20) } else { 1 };
+    for (at_ms, rank) in arrivals {
+        let action = called.range(..rank).count();
+        let herd = if random.chance(15) { random.within(4, 20) } else { 1 };
         let here = random.index(setting.nodes.len());
-        for _ in 0..burst {
+        for _ in 0..herd {
             let node = if random.chance(70) { here } else { random.index(setting.nodes.len()) };
             events.push(Event { at_ms, what: call(random, setting, node, action) });
         }
-        at_ms += (-(1.0 - random.share()).ln() * 150.0) as u64 + 1;
     }
     events
 }
 
 fn call(random: &mut Random, setting: &Setting, node: usize, action: usize) -> Op {
-    let median = setting.actions[action].work_ms;
-    let work_ms = match random.below(100) {
-        0..70 => random.within(1, median * 2),
-        70..97 => random.within(median, median * 6),
-        _ => random.within(500, 1_400),
-    };
+    let ActionSetting { shape, timeout_ms, .. } = &setting.actions[action];
+    let work_ms = (shape.run_s(random) * 1_000.0 / SHRUNK) as u64;
     // Some are over their time-out.
-    let work_ms = if random.chance(1) { setting.actions[action].timeout_ms + 700 } else { work_ms };
+    let work_ms = if random.chance(1) { timeout_ms + 700 } else { work_ms.clamp(1, timeout_ms - 100) };
     let fate = match random.below(100) {
         0 => Fate::Breaks,
         1..4 => Fate::UnwillingOnce,
@@ -296,17 +323,6 @@ fn call(random: &mut Random, setting: &Setting, node: usize, action: usize) -> O
     Op::Call { node, action, wait, work_ms, fate }
 }
 
-fn pick(random: &mut Random, actions: &[ActionSetting]) -> usize {
-    let mut left = random.below(actions.iter().map(|action| action.share).sum());
-    for (n, action) in actions.iter().enumerate() {
-        match left.checked_sub(action.share) {
-            Some(rest) => left = rest,
-            None => return n,
-        }
-    }
-    0
-}
-
 fn faults(random: &mut Random, setting: &Setting, length_ms: u64) -> Vec<Event> {
     let nodes = setting.nodes.len();
     let mut events = Vec::new();
@@ -314,7 +330,7 @@ fn faults(random: &mut Random, setting: &Setting, length_ms: u64) -> Vec<Event> 
     let mean_gap_ms = [400.0, 1_000.0, 2_500.0][random.index(3)];
     let mut at_ms = 0;
     loop {
-        at_ms += (-(1.0 - random.share()).ln() * mean_gap_ms) as u64 + 50;
+        at_ms += (random.exponential() * mean_gap_ms) as u64 + 50;
         if at_ms >= length_ms {
             return events;
         }
@@ -332,11 +348,12 @@ fn fault(random: &mut Random, nodes: usize, actions: usize) -> Vec<(u64, Op)> {
     match random.below(100) {
         0..8 => {
             let (from, to) = two(random, nodes);
-            now(Op::Cut { from, to, ms })
+            now(Op::Cut { from, to, ms, part_of: Cuts::OneWay })
         }
         8..16 => {
             let (a, b) = two(random, nodes);
-            vec![(0, Op::Cut { from: a, to: b, ms }), (0, Op::Cut { from: b, to: a, ms })]
+            let cut = |from, to| (0, Op::Cut { from, to, ms, part_of: Cuts::BothWays });
+            vec![cut(a, b), cut(b, a)]
         }
         16..26 => isolated(random, node, nodes, ms),
         26..34 => swizzled(random, nodes, ms),
@@ -363,7 +380,7 @@ fn fault(random: &mut Random, nodes: usize, actions: usize) -> Vec<(u64, Op)> {
         66..70 => now(Op::Stop { node, leaves: random.chance(30), down_ms }),
         70..76 => now(Op::Pause { node, ms: random.within(300, 4_000) }),
         76..84 => {
-            let mood = [Mood::Stalled, Mood::Failing, Mood::Vague][random.index(3)];
+            let mood = [Mood::Stalled, Mood::Slow, Mood::Failing, Mood::Vague][random.index(4)];
             now(Op::Engine { node, mood, ms })
         }
         84..90 => now(Op::KillContainer { node, nth: random.index(8) }),
@@ -375,25 +392,25 @@ fn fault(random: &mut Random, nodes: usize, actions: usize) -> Vec<(u64, Op)> {
 
 /// One node alone: for all it sends, all it gets, or both.
 fn isolated(random: &mut Random, node: usize, nodes: usize, ms: u64) -> Vec<(u64, Op)> {
-    let way = random.below(4);
+    let part_of = [Cuts::Deaf, Cuts::Mute, Cuts::Alone, Cuts::Alone][random.index(4)];
     let mut cuts = Vec::new();
     for other in (0..nodes).filter(|other| *other != node) {
-        if way != 0 {
-            cuts.push((0, Op::Cut { from: node, to: other, ms }));
+        if part_of != Cuts::Deaf {
+            cuts.push((0, Op::Cut { from: node, to: other, ms, part_of }));
         }
-        if way != 1 {
-            cuts.push((0, Op::Cut { from: other, to: node, ms }));
+        if part_of != Cuts::Mute {
+            cuts.push((0, Op::Cut { from: other, to: node, ms, part_of }));
         }
     }
     cuts
 }
 
-/// Links go one after another, and come back in another order.
 fn swizzled(random: &mut Random, nodes: usize, ms: u64) -> Vec<(u64, Op)> {
     let mut cuts = Vec::new();
     for _ in 0..random.within(2, 5) {
         let (from, to) = two(random, nodes);
-        cuts.push((random.below(800), Op::Cut { from, to, ms: random.within(100, ms + 200) }));
+        let ms = random.within(100, ms + 200);
+        cuts.push((random.below(800), Op::Cut { from, to, ms, part_of: Cuts::Swizzled }));
     }
     cuts
 }
@@ -410,6 +427,13 @@ impl Event {
     }
 }
 
+/// What the seed has decided, and no event tells.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {}, {:?} mode: {}", self.seed, self.mode, self.setting)
+    }
+}
+
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} nodes, messages up to {} ms", self.nodes.len(), self.latency_ms)?;
@@ -422,9 +446,10 @@ impl fmt::Display for Setting {
             write!(f, "; {} {memory_mb} MB, clock {drift_ppm:+} ppm, wall {wall_off_s:+} s", name_of(n))?;
         }
         for action in &self.actions {
-            let ActionSetting { name, memory_mb, concurrency, idempotent, work_ms, .. } = action;
+            let ActionSetting { name, memory_mb, concurrency, idempotent, shape, .. } = action;
             let again = if *idempotent { ", idempotent" } else { "" };
-            write!(f, "; {name} {memory_mb} MB, {concurrency} slots, about {work_ms} ms{again}")?;
+            let work_ms = shape.median_s * 1_000.0 / SHRUNK;
+            write!(f, "; {name} {memory_mb} MB, {concurrency} slots, about {work_ms:.0} ms{again}")?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::engine::{Mood, Parameters};
 use super::host::{Loses, name_of};
 use super::net::Weather;
-use super::plan::{ActionSetting, Mode, Op, Plan, Waiting};
+use super::plan::{ActionSetting, Cuts, Mode, NodeSetting, Op, Plan, Setting, Waiting};
 use super::world::{Missed, World};
 use super::{Outcome, host_calls};
 
@@ -23,8 +23,8 @@ const READY: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Longer than any call may wait for its end.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// After the last fault: all see all, all calls have ended, all containers are gone.
-const SETTLED: Duration = Duration::from_secs(100);
+/// Nothing that has failed is tried again later than that (an exchange of actions; a removal sooner).
+const NEXT_TRY: Duration = Duration::from_secs(30);
 /// How often the end is looked for.
 const SETTLED_EVERY: Duration = Duration::from_millis(100);
 
@@ -99,6 +99,7 @@ impl Play {
     }
 
     fn play(&mut self) -> Result<(), Missed> {
+        self.tell_what_is_decided();
         let all: Vec<usize> = (0..self.world.nodes()).collect();
         self.world.until("all nodes run", READY, |world| world.running() == all)?;
         self.world.until("all see all", READY, |world| world.agree_on_live(&all))?;
@@ -122,6 +123,21 @@ impl Play {
         match self.plan.mode {
             Mode::Safety => Ok(()),
             Mode::Liveness => self.settle(),
+        }
+    }
+
+    /// What no event will show.
+    fn tell_what_is_decided(&self) {
+        let witness = self.world.witness();
+        self.plan.to_string().split("; ").for_each(|line| witness.say(line));
+        for NodeSetting { drift_ppm, wall_off_s, .. } in &self.plan.setting.nodes {
+            for (name, off) in [("clock", drift_ppm), ("wall clock", wall_off_s)] {
+                let how = ["behind", "right", "ahead"][(off.signum() + 1) as usize];
+                witness.note(&format!("{name}: {how}"));
+            }
+        }
+        if self.plan.setting.frozen.is_some() {
+            witness.note("one direction stays cut");
         }
     }
 
@@ -167,7 +183,7 @@ impl Play {
             return self.call(node, action, wait, parameters);
         }
         self.world.witness().say(&format!("FAULT {number}: {op:?}"));
-        self.world.witness().note(&format!("fault: {}", name_of_fault(&op)));
+        self.world.witness().note(&format!("fault: {}", self.name_of(&op)));
         if let Some(ms) = self.begin(&op) {
             let at = self.world.elapsed() + Duration::from_millis(ms);
             self.agenda.insert((at, self.next), Due::Mends(op));
@@ -175,11 +191,43 @@ impl Play {
         }
     }
 
+    fn name_of(&self, op: &Op) -> &'static str {
+        let ttl_ms = self.plan.setting.protocol.ttl.as_millis();
+        match op {
+            Op::Call { .. } => "none",
+            Op::Cut { part_of: Cuts::OneWay, .. } => "cut one way",
+            Op::Cut { part_of: Cuts::BothWays, .. } => "cut both ways",
+            Op::Cut { part_of: Cuts::Deaf, .. } => "node hears nobody",
+            Op::Cut { part_of: Cuts::Mute, .. } => "nobody hears a node",
+            Op::Cut { part_of: Cuts::Alone, .. } => "node alone",
+            Op::Cut { part_of: Cuts::Swizzled, .. } => "cuts one after another",
+            Op::Hold { .. } => "hold",
+            Op::Slow { .. } => "slow link",
+            Op::Gossip { .. } => "bad gossip",
+            Op::Crash { loses: Loses::Nothing, .. } => "crash",
+            Op::Crash { loses: Loses::LastWrites, .. } => "crash without the last writes",
+            Op::Crash { loses: Loses::Everything, .. } => "crash without any data",
+            Op::Stop { leaves: true, .. } => "leave",
+            Op::Stop { leaves: false, .. } => "stop",
+            Op::Pause { ms, .. } if u128::from(*ms) > ttl_ms => "pause longer than a lease",
+            Op::Pause { .. } => "pause shorter than a lease",
+            Op::Engine { mood: Mood::Stalled, .. } => "engine stalled",
+            Op::Engine { mood: Mood::Slow, .. } => "engine slow",
+            Op::Engine { mood: Mood::Failing, .. } => "engine failing",
+            Op::Engine { .. } => "engine vague",
+            Op::KillContainer { .. } => "container killed",
+            Op::DiskFull { .. } => "disk full",
+            Op::Drain { force: true, .. } => "drain by force",
+            Op::Drain { .. } => "drain",
+            Op::Update { .. } => "action updated",
+        }
+    }
+
     /// How long it lasts; nothing if it is over, or was not possible.
     fn begin(&mut self, op: &Op) -> Option<u64> {
         match *op {
             Op::Call { .. } => None,
-            Op::Cut { from, to, ms } => {
+            Op::Cut { from, to, ms, .. } => {
                 self.world.cut(from, to, true);
                 Some(ms)
             }
@@ -396,7 +444,7 @@ impl Play {
             self.world.cut(from, to, true);
             self.world.witness().say(&format!("what {} sends to {} stays lost", name_of(from), name_of(to)));
         }
-        let began = self.world.elapsed();
+        let (began, patience) = (self.world.elapsed(), settles_within(&self.plan.setting));
         let mut look = began;
         loop {
             self.world.step()?;
@@ -405,10 +453,16 @@ impl Play {
             }
             look += SETTLED_EVERY;
             self.look()?;
-            let Err(unsettled) = self.settled() else { return Ok(()) };
-            if self.world.elapsed() - began > SETTLED {
+            let took = self.world.elapsed() - began;
+            let Err(unsettled) = self.settled() else {
+                let within = [5, 10, 20, 40].into_iter().find(|s| took.as_secs() < *s);
+                let within = within.unwrap_or(patience.as_secs());
+                self.world.witness().note(&format!("settled within {within:>2} s"));
+                return Ok(());
+            };
+            if took > patience {
                 return Err(format!(
-                    "not settled {SETTLED:?} after the last fault: {unsettled}\n{}",
+                    "not settled {patience:?} after the last fault: {unsettled}\n{}",
                     self.world.describe()
                 ));
             }
@@ -444,6 +498,18 @@ impl Play {
     }
 }
 
+/// After the last fault, one after the other: what failed is tried again, a full queue is run down, the last lease is over,
+/// and its container goes after all the pauses and vetoes that there can be.
+fn settles_within(setting: &Setting) -> Duration {
+    let protocol = &setting.protocol;
+    let longest_ms = setting.actions.iter().map(|action| action.timeout_ms).max().unwrap_or(0);
+    let queue = Duration::from_millis(longest_ms) * protocol.queue_per_action;
+    let waits = protocol.max_memory_wait + protocol.drain_deadline;
+    let leases = protocol.max_lease_age + protocol.ttl + protocol.grace;
+    let idle = protocol.concurrent_grace + protocol.idle_timeout + (protocol.window + protocol.max_hold) * 2;
+    NEXT_TRY + waits + queue + leases + idle
+}
+
 fn change_of(action: &ActionSetting) -> ActionChange {
     ActionChange {
         kind: Some(Kind::Builtin),
@@ -456,28 +522,5 @@ fn change_of(action: &ActionSetting) -> ActionChange {
         },
         annotations: Some(vec![KeyValue { key: "idempotent".to_owned(), value: json!(action.idempotent) }]),
         ..ActionChange::default()
-    }
-}
-
-fn name_of_fault(op: &Op) -> &'static str {
-    match op {
-        Op::Call { .. } => "none",
-        Op::Cut { .. } => "cut",
-        Op::Hold { .. } => "hold",
-        Op::Slow { .. } => "slow link",
-        Op::Gossip { .. } => "bad gossip",
-        Op::Crash { loses: Loses::Nothing, .. } => "crash",
-        Op::Crash { loses: Loses::LastWrites, .. } => "crash without the last writes",
-        Op::Crash { loses: Loses::Everything, .. } => "crash without any data",
-        Op::Stop { leaves: true, .. } => "leave",
-        Op::Stop { leaves: false, .. } => "stop",
-        Op::Pause { .. } => "pause",
-        Op::Engine { mood: Mood::Stalled, .. } => "engine stalled",
-        Op::Engine { mood: Mood::Failing, .. } => "engine failing",
-        Op::Engine { .. } => "engine vague",
-        Op::KillContainer { .. } => "container killed",
-        Op::DiskFull { .. } => "disk full",
-        Op::Drain { .. } => "drain",
-        Op::Update { .. } => "action updated",
     }
 }

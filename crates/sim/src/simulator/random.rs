@@ -1,5 +1,7 @@
 //! Numbers that only a seed decides.
 
+use crate::azure::Draw;
+
 /// SplitMix64 (Steele, Lea, Flood 2014): small, and each name under a seed has a stream of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Random(u64);
@@ -37,9 +39,10 @@ impl Random {
     pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
+}
 
-    /// Between 0 and 1.
-    pub(crate) fn share(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+impl Draw for Random {
+    fn unit(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
     }
 }

@@ -211,6 +211,26 @@ fn with_force_a_drain_gives_up_what_was_promised_at_its_deadline_and_tells_how_m
 }
 
 #[test]
+fn what_may_have_run_before_is_not_counted_as_given_up_by_force() {
+    let mut rig = Rig::with(Config { memory_mb: 256, ..Config::default() });
+    let spec = spec(1);
+    let container = rig.warm(&spec);
+    rig.tell(kept(3, &spec));
+    let (_, run) = ran(&rig.invoke_journaled(1, &spec, 100, 0)).unwrap();
+    rig.invoke_journaled(2, &spec, 100, 1);
+    rig.tell(drain(SECOND, true));
+    let out = rig.pass(SECOND);
+    assert!(out.contains(&Output::Indeterminate { activation: ActivationId(2) }), "it waited: {out:?}");
+    let out = rig.invoke_journaled(3, &spec, 100, 1);
+    assert!(out.contains(&Output::Indeterminate { activation: ActivationId(3) }), "it came late: {out:?}");
+    rig.finish(container, run, RunEnd::Lost);
+    rig.tell(Input::RemoveEnded { container });
+    rig.tell(dropped(1));
+    rig.tell(dropped(2));
+    assert_eq!(end(&rig.tell(dropped(3))), Some(DrainEnd { killed: 1, ..DrainEnd::default() }));
+}
+
+#[test]
 fn a_drain_by_force_leaves_promises_that_run_at_peers_and_counts_them() {
     let mut rig = Rig::without_memory();
     let spec = spec(1);

@@ -76,6 +76,24 @@ fn a_container_paused_for_long_is_removed() {
 }
 
 #[test]
+fn of_two_copies_of_one_node_the_elder_is_kept_longer_whichever_is_paused_first() {
+    for elder_first in [true, false] {
+        let mut rig = Rig::new();
+        let [elder, other] = rig.warm_pair(&spec(1));
+        rig.pass(11 * SECOND);
+        for container in if elder_first { [elder, other] } else { [other, elder] } {
+            assert_eq!(rig.state(container), Some(Lifecycle::Pausing));
+            rig.tell(Input::PauseEnded { container, ok: true });
+        }
+        let spare_goes = rig.pass(301 * SECOND);
+        assert!(spare_goes.contains(&Output::RemoveContainer { container: other }), "{elder_first}: {spare_goes:?}");
+        rig.tell(Input::RemoveEnded { container: other });
+        assert_eq!(opened(&rig.pass(299 * SECOND - 1)), None);
+        assert!(rig.pass(SECOND + 1).contains(&Output::RemoveContainer { container: elder }));
+    }
+}
+
+#[test]
 fn a_pause_intent_goes_to_recent_askers_and_a_remove_intent_to_everyone() {
     let mut rig = Rig::new();
     let spec = spec(1);

@@ -1,6 +1,7 @@
 //! Where the next slot comes from.
 
 use super::*;
+use crate::input::Advice;
 use crate::output::Denial;
 
 fn denied(reserve: &SendReserve, hint: Option<&str>) -> Input {
@@ -208,4 +209,191 @@ fn a_draining_peer_and_a_dead_one_are_not_asked() {
     rig.tell(Input::PeerFacts { peer: NodeId::new("n2"), epoch: Epoch(1), draining: true, room_mb: 0 });
     rig.tell(Input::PeerDown { peer: NodeId::new("n3"), epoch: Epoch(1) });
     assert_eq!(reserved(&rig.invoke(1, &spec)), None);
+}
+
+fn begins(out: &[Output]) -> bool {
+    out.iter().any(|o| matches!(o, Output::StartContainer { .. } | Output::SendNotice { .. }))
+}
+
+#[test]
+fn a_burst_waits_for_the_answer_of_a_peer_that_may_have_more_slots_than_gossip_can_tell() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let asked: Vec<SendReserve> = (1..=10)
+        .filter_map(|id| {
+            let out = rig.invoke(id, &spec);
+            assert!(!begins(&out), "{id}: {out:?}");
+            reserved(&out)
+        })
+        .collect();
+    assert_eq!((asked.len(), rig.node.queued()), (4, 6), "as many as are certain");
+    assert!(!begins(&rig.pass(SECOND / 100)));
+    let fence = Fence { epoch: Epoch(1), counter: 1 };
+    let out = rig.tell(granted_by("n2", &asked[0], fence, 1));
+    let more = reserved(&out).unwrap();
+    assert_eq!((more.slots, begins(&out)), (6, false), "for all that wait");
+}
+
+#[test]
+fn who_waited_in_vain_for_a_peer_that_might_have_had_more_starts_a_container() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let asked: Vec<SendReserve> = (1..=5).filter_map(|id| reserved(&rig.invoke(id, &spec))).collect();
+    assert!(begins(&rig.tell(denied(&asked[0], None))), "it has none");
+    let mut rig = Rig::new();
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    (1..=5).for_each(|id| drop(rig.invoke(id, &spec)));
+    assert!(begins(&rig.pass(2 * SECOND)), "it says nothing");
+}
+
+#[test]
+fn calls_that_come_before_gossip_tells_of_a_container_that_granted_are_asked_for_there_and_start_none() {
+    let mut rig = Rig::new();
+    let spec = spec(50);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let reserve = reserved(&rig.invoke(1, &spec)).unwrap();
+    rig.advert("n2", &spec, Advert::default());
+    rig.grant_held(&reserve, 1);
+    rig.pass(200 * MS);
+    rig.run_ended(&reserve.request, 5 * SECOND);
+    assert!(sent_run(&rig.invoke(2, &spec)).is_some(), "on the lease");
+    for id in 3..10 {
+        let out = rig.invoke(id, &spec);
+        assert!(!begins(&out), "{id}: {out:?}");
+        assert!(id > 6 || reserved(&out).is_some(), "{id}: {out:?}");
+    }
+}
+
+#[test]
+fn a_grant_of_less_than_was_asked_for_tells_of_no_more() {
+    let mut rig = Rig::new();
+    rig.peer("n2");
+    let spec = spec(50);
+    (1..=3).for_each(|id| drop(rig.invoke_sized(id, &spec, 100_000)));
+    let there = Advice::ReserveAt { peer: NodeId::new("n2"), epoch: Epoch(1) };
+    let reserve = reserved(&rig.tell(Input::NoticeAnswered { hash: spec.action_hash(), advice: there })).unwrap();
+    assert_eq!(reserve.slots, 3);
+    let fence = Fence { epoch: Epoch(1), counter: 1 };
+    let out = rig.tell(granted_by("n2", &reserve, fence, 1));
+    assert!(sent_run(&out).is_some());
+    // Long enough for one slot to be too little for the two that are left.
+    assert_eq!(reserved(&rig.pass(200 * MS)), None);
+}
+
+#[test]
+fn a_queue_that_waits_for_its_own_start_takes_what_a_peer_comes_to_have_free() {
+    let mut rig = Rig::new();
+    let spec = spec(50);
+    assert!(begins(&rig.invoke(1, &spec)));
+    rig.peer("n2");
+    let out = rig.advert("n2", &spec, FREE);
+    assert_eq!(reserved(&out).and_then(|r| r.run), Some(attempt(1)));
+}
+
+#[test]
+fn a_start_that_is_nearly_through_is_waited_for_but_not_one_that_is_overdue() {
+    for (after, asks) in [(300 * MS, false), (400 * MS, true)] {
+        let mut rig = Rig::new();
+        let spec = spec(50);
+        rig.invoke(1, &spec);
+        rig.peer("n2");
+        rig.pass(after);
+        assert_eq!(reserved(&rig.advert("n2", &spec, FREE)).is_some(), asks, "{after}");
+    }
+}
+
+#[test]
+fn a_grant_tells_of_more_than_an_advert_from_before_the_container_was_there() {
+    let mut rig = Rig::new();
+    let spec = spec(50);
+    rig.peer("n2");
+    rig.advert("n2", &spec, Advert { warm: 0, paused: 0, starting: 1, free_bucket: 0 });
+    let reserve = reserved(&rig.invoke(1, &spec)).unwrap();
+    assert!(reserve.wait_us > 0);
+    rig.pass(200 * MS);
+    rig.grant_held(&reserve, 1);
+    rig.pass(100 * MS);
+    for id in 2..6 {
+        let out = rig.invoke(id, &spec);
+        assert_eq!(reserved(&out).and_then(|r| r.run), Some(attempt(id)));
+    }
+}
+
+#[test]
+fn what_an_owner_granted_in_an_earlier_life_tells_nothing_of_this_one() {
+    let mut rig = Rig::new();
+    let spec = spec(50);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let reserve = reserved(&rig.invoke(1, &spec)).unwrap();
+    rig.tell(Input::PeerUp { peer: NodeId::new("n2"), epoch: Epoch(2) });
+    rig.grant_held(&reserve, 1);
+    assert_eq!(reserved(&rig.invoke(2, &spec)), None);
+}
+
+#[test]
+fn what_an_owner_granted_of_an_older_revision_tells_nothing_of_the_new_one() {
+    let mut rig = Rig::new();
+    let spec = spec(50);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let reserve = reserved(&rig.invoke(1, &spec)).unwrap();
+    let newer = newer(&spec);
+    rig.tell(Input::ActionChanged { spec: newer.clone() });
+    rig.grant_held(&reserve, 1);
+    let out = rig.invoke(2, &newer);
+    assert_eq!((reserved(&out), begins(&out)), (None, true));
+}
+
+/// A node without room, its peer that shows a free slot and denies it, and the action of which a call waits.
+fn denied_without_room() -> (Rig, Arc<ActionSpec>) {
+    let mut rig = Rig::with(Config { memory_mb: 128, ..Config::default() });
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, Advert { free_bucket: 1, ..FREE });
+    let reserve = reserved(&rig.invoke(1, &spec)).unwrap();
+    let out = rig.tell(denied(&reserve, None));
+    assert_eq!((reserved(&out), rig.node.queued()), (None, 1));
+    (rig, spec)
+}
+
+#[test]
+fn who_asked_in_vain_as_a_container_was_being_paused_asks_again_once_gossip_shows_it_as_paused() {
+    let (mut rig, spec) = denied_without_room();
+    let out = rig.advert("n2", &spec, Advert { warm: 0, paused: 1, starting: 0, free_bucket: 0 });
+    assert!(reserved(&out).is_some_and(|reserve| reserve.wait_us > 0), "{out:?}");
+}
+
+#[test]
+fn who_asked_in_vain_asks_again_when_what_gossip_shows_is_believed_again() {
+    let (mut rig, _) = denied_without_room();
+    // The slot was taken for a moment only: no advert tells of that.
+    assert_eq!(reserved(&rig.pass(SECOND)), None);
+    let again = reserved(&rig.pass(SECOND)).unwrap();
+    assert_eq!(again.run, Some(attempt(1)));
+    rig.tell(denied(&again, None));
+    let last = reserved(&rig.pass(2 * SECOND)).unwrap();
+    rig.tell(denied(&last, None));
+    assert_eq!(reserved(&rig.pass(4 * SECOND)), None, "three times in all");
+}
+
+#[test]
+fn slots_that_one_container_of_a_peer_has_not_are_asked_for_at_its_next() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, FREE);
+    let asked: Vec<SendReserve> = (1..=7).filter_map(|id| reserved(&rig.invoke(id, &spec))).collect();
+    rig.pass(10 * MS);
+    let first = rig.tell(granted_by("n2", &asked[0], Fence { epoch: Epoch(1), counter: 1 }, 1));
+    let more = reserved(&first).unwrap();
+    assert_eq!(more.slots, 3);
+    let next = rig.tell(granted_by("n2", &more, Fence { epoch: Epoch(1), counter: 2 }, 1));
+    assert_eq!((reserved(&next).map(|r| r.slots), begins(&next)), (Some(2), false));
 }

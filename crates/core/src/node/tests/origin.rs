@@ -198,6 +198,22 @@ fn an_engine_that_fails_three_times_in_a_row_refuses_the_queue() {
 }
 
 #[test]
+fn a_queue_whose_starts_wait_for_other_images_is_not_refused_however_often() {
+    let mut rig = Rig::new();
+    let spec = spec(1);
+    let mut out = rig.invoke(1, &spec);
+    for _ in 0..5 {
+        let container = started(&out).unwrap();
+        out = rig.tell(Input::ContainerFailed { container, failure: StartFailure::Busy });
+        out.extend(rig.tell(Input::RemoveEnded { container }));
+        assert!(!out.iter().any(|o| matches!(o, Output::Refuse { .. })), "{out:?}");
+    }
+    let container = started(&out).unwrap();
+    rig.created(container);
+    assert!(ran(&rig.ready(container)).is_some());
+}
+
+#[test]
 fn a_run_over_its_time_out_takes_its_slot_and_its_container_with_it() {
     let mut rig = Rig::new();
     let spec = spec(2);

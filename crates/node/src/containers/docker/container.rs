@@ -16,7 +16,7 @@ mod start;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,6 +42,12 @@ pub(super) use start::begin;
 /// A start that is being given up ends within this: its longest call of the engine, and more.
 const GIVE_UP: Duration = Duration::from_secs(70);
 
+/// Exit code of what SIGKILL ended.
+const KILLED: i64 = 137;
+/// From the moment that the kernel kills a process for its memory until the container has ended by that: its runtime
+/// still tells of it.
+const MEMORY_AND_END: Duration = Duration::from_secs(6);
+
 pub(super) struct Container {
     pub(super) id: Arc<str>,
     /// Its id in the life of the agent that made it: its labels and its folder have that.
@@ -64,7 +70,8 @@ pub(super) struct Container {
     /// What `pausing` wants, for whoever must not wait for it.
     wants_pause: AtomicBool,
     corrections: Mutex<VecDeque<Instant>>,
-    out_of_memory: AtomicBool,
+    /// When the engine last told that the kernel killed something in it for its memory.
+    out_of_memory: Mutex<Option<Instant>>,
     pub(super) removal: CancellationToken,
     /// Why it ended.
     ended: watch::Sender<Option<String>>,
@@ -89,7 +96,7 @@ impl Container {
             freezer: OnceLock::new(),
             wants_pause: AtomicBool::new(false),
             corrections: Mutex::default(),
-            out_of_memory: AtomicBool::new(false),
+            out_of_memory: Mutex::default(),
             removal: CancellationToken::new(),
             ended: watch::Sender::new(None),
             last_lines: LastLines::new(spec.logs.clone()),
@@ -139,19 +146,43 @@ impl Container {
         self.docker_id().filter(|_| ready).ok_or_else(|| EngineError::Refused("it is still starting".into()))
     }
 
-    pub(super) fn ran_out_of_memory(&self) {
-        self.out_of_memory.store(true, Ordering::Release);
+    pub(super) fn ran_out_of_memory(&self, ago: Duration) {
+        let at = Instant::now().checked_sub(ago);
+        let mut last = self.out_of_memory.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = (*last).max(at);
     }
 
-    /// It ended, and nobody here asked for that. Told once.
-    pub(super) fn died(self: &Arc<Self>, engine: &Arc<Shared>, how: String) {
+    /// Whether its end, with that exit code, is one for want of memory. A process in it may be killed for that, and its
+    /// runtime end a moment later; or go on, and end by something else in the end.
+    async fn ended_out_of_memory(&self, engine: &Shared, code: Option<i64>) -> bool {
+        let told = *self.out_of_memory.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_some_and(|told| told.elapsed() < MEMORY_AND_END) {
+            return true;
+        }
+        // The event may have been missed.
+        let Some(id) = self.docker_id().filter(|_| code == Some(KILLED)) else { return false };
+        let state = engine.api.inspect(id).await.ok().and_then(|inspected| inspected.state);
+        state.is_some_and(|state| state.oom_killed == Some(true))
+    }
+
+    /// It ended by itself, with that exit code, if it is known. As [`Container::died`].
+    pub(super) fn exited(self: &Arc<Self>, engine: &Arc<Shared>, code: Option<i64>) {
+        self.over(engine, ended_with(code), code);
+    }
+
+    /// It is gone, and nobody here asked for that. Told once.
+    pub(super) fn died(self: &Arc<Self>, engine: &Arc<Shared>, how: &str) {
+        self.over(engine, how.to_owned(), None);
+    }
+
+    fn over(self: &Arc<Self>, engine: &Arc<Shared>, how: String, code: Option<i64>) {
         if self.removal.is_cancelled() || self.has_ended() {
             return;
         }
         let (engine, container) = (engine.clone(), self.clone());
         tokio::spawn(async move {
             container.last_lines.settle().await;
-            let how = match container.out_of_memory.load(Ordering::Acquire) {
+            let how = match container.ended_out_of_memory(&engine, code).await {
                 true => format!("out of memory: over the limit of {} MB ({how})", container.memory_mb),
                 false => how,
             };
@@ -227,7 +258,7 @@ fn failed(failure: Failure) -> EngineError {
 pub(super) fn ended_with(code: Option<i64>) -> String {
     match code {
         // A signal is told as shells do.
-        Some(137) => "killed by SIGKILL".to_owned(),
+        Some(KILLED) => "killed by SIGKILL".to_owned(),
         Some(143) => "killed by SIGTERM".to_owned(),
         Some(code) => format!("exit status {code}"),
         None => "unknown status".to_owned(),

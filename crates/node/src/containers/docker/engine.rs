@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::adoption::Left;
@@ -18,6 +20,7 @@ use super::api::{Api, Failure};
 use super::container::{self, Container};
 use super::images::ImageStore;
 use super::labels::{self, Owner};
+use super::subnet::Subnet;
 use super::{DockerEngineConfig, monitor, network};
 use crate::containers::folder::{self, Folder};
 use crate::containers::http::Connecting;
@@ -48,6 +51,11 @@ pub(super) struct Shared {
     /// Why the engine can't be asked for anything.
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) stop: CancellationToken,
+    /// Whose calls no agent of this host answers.
+    barred: RwLock<Vec<Subnet>>,
+    listing_networks: AsyncMutex<()>,
+    /// They could not be listed the last time, which has been told.
+    networks_unlisted: AtomicBool,
     table: RwLock<Table>,
 }
 
@@ -85,8 +93,12 @@ impl DockerEngine {
             removals: Semaphore::new(PARALLEL_REMOVALS),
             trouble: Mutex::default(),
             stop: CancellationToken::new(),
+            barred: RwLock::default(),
+            listing_networks: AsyncMutex::default(),
+            networks_unlisted: AtomicBool::default(),
             table: RwLock::default(),
         });
+        shared.bar_containers_if_possible().await;
         let left = shared.look_for_left().await?;
         folder::clear_root(&shared.config.root, |name| left.iter().any(|left| left.label == name))
             .map_err(|error| unusable(&shared.config.root, error))?;
@@ -183,6 +195,11 @@ impl Engine for DockerEngine {
         self.shared.discard(found).await
     }
 
+    fn bars(&self, from: IpAddr) -> bool {
+        let barred = self.shared.barred.read().unwrap_or_else(PoisonError::into_inner);
+        barred.iter().any(|subnet| subnet.contains(from))
+    }
+
     fn trouble(&self) -> Option<String> {
         self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -217,6 +234,30 @@ impl Engine for DockerEngine {
 }
 
 impl Shared {
+    /// Learns where containers call from. To be done again before one may be there that was not.
+    pub(super) async fn bar_containers(&self) -> Result<(), Failure> {
+        // One after the other: an older listing must not take the place of a newer one.
+        let _alone = self.listing_networks.lock().await;
+        let subnets = network::subnets(&self.api, &self.config.network).await?;
+        let mut barred = self.barred.write().unwrap_or_else(PoisonError::into_inner);
+        if *barred != subnets {
+            tracing::info!(?subnets, "whoever calls from the bridges of containers gets no answer from this agent");
+            *barred = subnets;
+        }
+        Ok(())
+    }
+
+    /// The same where no container depends on it: what was known before goes on to hold.
+    pub(super) async fn bar_containers_if_possible(&self) {
+        let listed = self.bar_containers().await;
+        let told = self.networks_unlisted.swap(listed.is_err(), Ordering::Relaxed);
+        if let Err(error) = listed
+            && !told
+        {
+            tracing::warn!(%error, "the engine's networks can't be listed: containers of images are not started meanwhile");
+        }
+    }
+
     /// Removes all containers of this agent, whichever life made them.
     async fn remove_left(&self) -> Result<(), EngineError> {
         let left = self.own_containers().await?;

@@ -9,7 +9,7 @@ use bollard::models::CreateImageInfo;
 use bollard::query_parameters::{CreateImageOptionsBuilder, PruneImagesOptionsBuilder};
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -24,6 +24,8 @@ use crate::data_dir::lock_on_host;
 const REPOSITORY: &str = "embermesh-runtime";
 const IMPORT_TIMEOUT: Duration = Duration::from_secs(120);
 const PRUNE: Duration = Duration::from_secs(30);
+/// For a start that has to wait until another has its image.
+const PULL_TURN: Duration = Duration::from_secs(2);
 /// Between two lines of progress in the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// Of the archive on its way to the engine.
@@ -37,6 +39,8 @@ pub(super) struct ImageStore {
     api: Api,
     config: DockerEngineConfig,
     own: OnceCell<Arc<Bundle>>,
+    /// Starts that may wait for an image at a time: each holds a place among those that the node makes at once.
+    waiting: Semaphore,
     /// One pull of an image at a time.
     pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -60,7 +64,8 @@ impl Image {
 
 impl ImageStore {
     pub(super) fn new(api: Api, config: DockerEngineConfig) -> Self {
-        Self { api, config, own: OnceCell::new(), pulls: Mutex::default() }
+        let waiting = Semaphore::new(config.parallel_starts.saturating_sub(1).max(1));
+        Self { api, config, own: OnceCell::new(), waiting, pulls: Mutex::default() }
     }
 
     /// What to create the container from. It may turn out that the engine does not have it: `obtain` then.
@@ -173,6 +178,12 @@ impl ImageStore {
     }
 
     async fn pull(&self, name: &str) -> Result<(), EngineError> {
+        // Else a few images that are slow to come would stop all starts of the node.
+        let Ok(_waits) = timeout(PULL_TURN, self.waiting.acquire()).await else {
+            return Err(EngineError::Busy(format!(
+                "image `{name}` can't be pulled yet: as many starts as may wait for an image do so already"
+            )));
+        };
         let alone = self.pull_lock(name);
         let _alone = alone.lock().await;
         // Somebody else pulled it while this one waited.

@@ -12,7 +12,7 @@
 //! - `adoption`: containers of earlier lives of the agent: found, taken over, discarded, left behind.
 //! - `labels`: which containers are this agent's. Nothing else is ever touched.
 //! - `images`, `bundle`: where images come from; the one made of the running executable.
-//! - `network`: the bridge.
+//! - `network`, `subnet`: the bridge, and whose addresses are on it.
 //! - `monitor`: events, pings and listings: what happened without us having asked for it.
 //! - `yardstick`: what a bare start costs.
 //! - `api`: the calls, each with its deadline, and what their failures mean.
@@ -29,6 +29,7 @@ mod labels;
 mod monitor;
 mod network;
 mod spec;
+mod subnet;
 mod yardstick;
 
 use std::path::PathBuf;
@@ -58,6 +59,8 @@ pub struct DockerEngineConfig {
     pub pull: Pull,
     /// The longest that pulling an image may take.
     pub pull_timeout: Duration,
+    /// Containers that are made at a time: of several, one is never taken by a start that waits for an image.
+    pub parallel_starts: usize,
     /// From its start until a container accepts connections.
     pub start_timeout: Duration,
     /// The bridge of containers of images that actions name.
@@ -88,6 +91,7 @@ impl DockerEngineConfig {
             images: Images::default(),
             pull: Pull::Missing,
             pull_timeout: Duration::from_secs(600),
+            parallel_starts: 4,
             start_timeout: Duration::from_secs(30),
             network: "embermesh".to_owned(),
             max_processes: 256,

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::api::Failure;
-use super::container::{align, ended_with};
+use super::container::align;
 use super::engine::Shared;
 use super::labels::CONTAINER;
 use crate::clock::wall_ms;
@@ -23,7 +23,7 @@ const PING: Duration = Duration::from_secs(2);
 const LIST_EVERY: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Events of the last moments are asked for again: looking twice does no harm.
+/// Events of the last moments are asked for again: each has its date, and looking twice does no harm.
 const OVERLAP_SECS: u64 = 5;
 
 /// Until the engine is let go of.
@@ -91,9 +91,9 @@ fn on_event(engine: &Arc<Shared>, event: &EventMessage) {
         return;
     }
     match event.action.as_deref() {
-        Some("die") => container.died(engine, ended_with(attribute("exitCode").and_then(|code| code.parse().ok()))),
-        Some("oom") => container.ran_out_of_memory(),
-        Some("destroy") => container.died(engine, "it was removed by somebody else".to_owned()),
+        Some("die") => container.exited(engine, attribute("exitCode").and_then(|code| code.parse().ok())),
+        Some("oom") => container.ran_out_of_memory(age(event)),
+        Some("destroy") => container.died(engine, "it was removed by somebody else"),
         told => {
             if container.is_as_wanted(told == Some("pause")) {
                 return;
@@ -104,8 +104,16 @@ fn on_event(engine: &Arc<Shared>, event: &EventMessage) {
     }
 }
 
+/// How long ago that was: after a break the engine tells the last moments again.
+fn age(event: &EventMessage) -> Duration {
+    let at_ms = event.time_nano.map_or(0, |at| u64::try_from(at).unwrap_or(0) / 1_000_000);
+    Duration::from_millis(if at_ms == 0 { 0 } else { wall_ms().saturating_sub(at_ms) })
+}
+
 /// Compares the table with what the engine has.
 async fn reconcile(engine: &Arc<Shared>) -> Result<(), Failure> {
+    // Another agent of this host may have made a bridge.
+    engine.bar_containers_if_possible().await;
     // Looked at before the listing: what is created meanwhile is in neither.
     let known: Vec<_> = engine.all().into_iter().filter(|container| container.docker_id().is_some()).collect();
     let listed = engine.api.list(&engine.owner.filter()).await?;
@@ -114,7 +122,7 @@ async fn reconcile(engine: &Arc<Shared>) -> Result<(), Failure> {
     for container in known {
         let Some(id) = container.docker_id() else { continue };
         match states.get(id) {
-            None => container.died(engine, "it is not on the engine any more".to_owned()),
+            None => container.died(engine, "it is not on the engine any more"),
             Some(None | Some(State::CREATED)) => {}
             Some(Some(state @ (State::RUNNING | State::PAUSED))) => {
                 if container.is_as_wanted(*state == State::PAUSED) {
@@ -125,7 +133,7 @@ async fn reconcile(engine: &Arc<Shared>) -> Result<(), Failure> {
             }
             Some(Some(_)) => {
                 let state = engine.api.inspect(id).await.ok().and_then(|inspected| inspected.state);
-                container.died(engine, ended_with(state.and_then(|state| state.exit_code)));
+                container.exited(engine, state.and_then(|state| state.exit_code));
             }
         }
     }

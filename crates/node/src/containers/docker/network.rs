@@ -1,12 +1,16 @@
-//! The bridge of containers that serve TCP: they reach the world, and not each other.
+//! The bridge of containers that serve TCP: they reach the world, and neither each other nor an agent of this host.
+//!
+//! That they don't reach each other is the bridge's doing (`enable_icc`). This host's own addresses they do reach, any of
+//! them, under their own address: by that an agent knows them, and does not answer.
 
 use std::collections::HashMap;
 
 use bollard::models::{Network, NetworkCreateRequest};
-use bollard::query_parameters::ListNetworksOptionsBuilder;
+use bollard::query_parameters::{ListNetworksOptions, ListNetworksOptionsBuilder};
 
 use super::api::{Api, Failure, LOOK};
 use super::labels::NETWORK;
+use super::subnet::{LINK_LOCAL, Subnet};
 use crate::containers::EngineError;
 use crate::data_dir::lock_on_host;
 
@@ -40,10 +44,28 @@ pub(super) async fn ensure(api: &Api, name: &str) -> Result<String, EngineError>
     Ok(made.id)
 }
 
+/// Where containers of images are: on the bridge of that name, and on those that other agents of this host made.
+pub(super) async fn subnets(api: &Api, name: &str) -> Result<Vec<Subnet>, Failure> {
+    let networks = api.within(LOOK, api.docker.list_networks(None::<ListNetworksOptions>)).await?;
+    let named = |network: &Network| {
+        network.name.as_deref() == Some(name) && network.driver.as_deref() == Some("bridge") && keeps_apart(network)
+    };
+    let ours = networks.into_iter().filter(|network| named(network) || is_an_agents(network));
+    let mut subnets = Vec::new();
+    for network in ours {
+        if network.enable_ipv6 == Some(true) {
+            subnets.push(LINK_LOCAL);
+        }
+        let ranges = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+        subnets.extend(ranges.into_iter().filter_map(|range| range.subnet?.parse::<Subnet>().ok()));
+    }
+    Ok(subnets)
+}
+
 /// Removes it if it was made by an agent and nobody is on it any more.
 pub(super) async fn remove_if_unused(api: &Api, name: &str) {
     if let Ok(Some(network)) = look_up(api, name).await
-        && network.labels.as_ref().is_some_and(|labels| labels.contains_key(NETWORK))
+        && is_an_agents(&network)
         && let Some(id) = network.id
         // The engine itself counts only those that run.
         && api.list(&HashMap::from([("network".to_owned(), vec![id.clone()])])).await.is_ok_and(|on_it| on_it.is_empty())
@@ -53,10 +75,17 @@ pub(super) async fn remove_if_unused(api: &Api, name: &str) {
     }
 }
 
+fn keeps_apart(network: &Network) -> bool {
+    network.options.as_ref().and_then(|options| options.get(ICC)).is_some_and(|icc| icc == "false")
+}
+
+fn is_an_agents(network: &Network) -> bool {
+    network.labels.as_ref().is_some_and(|labels| labels.contains_key(NETWORK))
+}
+
 async fn find(api: &Api, name: &str) -> Result<Option<String>, EngineError> {
     let Some(network) = look_up(api, name).await? else { return Ok(None) };
-    let apart = network.options.as_ref().and_then(|options| options.get(ICC)).is_some_and(|icc| icc == "false");
-    if apart {
+    if keeps_apart(&network) {
         return Ok(network.id);
     }
     Err(EngineError::Refused(format!(

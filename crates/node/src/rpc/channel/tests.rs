@@ -172,7 +172,7 @@ async fn a_connection_lives_while_somebody_may_call_on_it_and_no_longer() {
 }
 
 fn channel(net: &Arc<FakeNet>) -> Channel {
-    Channel::new(net.clone(), "127.0.0.1:1".parse().unwrap())
+    Channel::new(net.clone(), "127.0.0.1:1".parse().unwrap(), HeaderValue::from_static("ours"))
 }
 
 async fn ask(channel: &Channel, message: Vec<u8>) -> Result<Vec<u8>, CallError> {
@@ -186,6 +186,7 @@ async fn ask(channel: &Channel, message: Vec<u8>) -> Result<Vec<u8>, CallError> 
 async fn echo(stream: DuplexStream) {
     let mut server = h2::server::handshake(stream).await.unwrap();
     while let Some(Ok((request, mut respond))) = server.accept().await {
+        assert_eq!(request.headers().get("embermesh-cluster").map(HeaderValue::as_bytes), Some(&b"ours"[..]));
         tokio::spawn(async move {
             let message = Answer(request.into_body()).collect().await.unwrap().to_bytes();
             let mut answer = respond.send_response(http::Response::new(()), false).unwrap();

@@ -73,7 +73,11 @@ impl Store for Flaky {
         }
         self.inner.commit_journal(steps)?;
         self.commits.fetch_add(1, Ordering::SeqCst);
-        if self.lie.load(Ordering::SeqCst) { Err(failed()) } else { Ok(()) }
+        if self.lie.swap(false, Ordering::SeqCst) {
+            self.refuse.store(true, Ordering::SeqCst);
+            return Err(failed());
+        }
+        Ok(())
     }
 }
 
@@ -256,7 +260,7 @@ async fn a_refused_promise_that_reached_the_disk_all_the_same_is_taken_out_again
     store.lie.store(true, Ordering::SeqCst);
     assert!(in_time(journal.accept(kept(1), None)).await.is_err());
     assert_eq!((owed(&store), journal.owed()), (vec![1], 0));
-    store.lie.store(false, Ordering::SeqCst);
+    store.refuse.store(false, Ordering::SeqCst);
     in_time(journal.works()).await;
     assert_eq!(owed(&store), [0; 0]);
 }
@@ -269,7 +273,7 @@ async fn an_end_whose_transaction_failed_but_reached_the_disk_is_still_one_end()
     store.lie.store(true, Ordering::SeqCst);
     let ended = tokio::spawn(journal.end(ActivationId(1), record("guest", "hello", 1, 5)));
     eventually(|| journal.trouble().is_some());
-    store.lie.store(false, Ordering::SeqCst);
+    store.refuse.store(false, Ordering::SeqCst);
     in_time(ended).await.unwrap().unwrap();
     assert_eq!(store.count_activations("guest", &ActivationFilter::default()).unwrap(), 1);
     assert_eq!((journal.owed(), owed(&store)), (0, vec![]));
@@ -290,7 +294,7 @@ async fn one_that_promises_no_more_still_ends_what_it_owes() {
 #[tokio::test]
 async fn a_disk_that_does_not_answer_holds_nobody_up_and_what_it_writes_late_is_taken_out_again() {
     let store = Flaky::new();
-    let patience = Duration::from_millis(50);
+    let patience = Duration::from_secs(2);
     let journal = start_with(&store, JournalOptions { patience, ..JournalOptions::default() });
     in_time(journal.accept(kept(1), None)).await.unwrap();
     let held = Held::of(&store);

@@ -153,7 +153,10 @@ fn without_a_flush_records_are_written_and_synced_by_themselves() {
 #[test]
 fn a_list_shows_what_was_just_recorded() {
     let store = Flaky::new();
-    let writer = start(&store, |o| o.batch_delay = Duration::from_secs(3600));
+    let writer = start(&store, |o| {
+        o.batch_delay = Duration::from_secs(3600);
+        o.sync_interval = Duration::from_secs(3600);
+    });
     writer.record(record("guest", "hello", 1, now_ms()));
     let filter = ActivationFilter::default();
     assert_eq!(writer.list_summaries("guest", &filter).unwrap().len(), 1);

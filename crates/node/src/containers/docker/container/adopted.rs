@@ -32,7 +32,6 @@ impl Container {
             label: left.label.as_str().into(),
             docker_id: OnceLock::from(left.docker_id.clone()),
             pausing: Arc::new(AsyncMutex::new(Pausing::new(left.paused))),
-            freezer: OnceLock::new(),
             wants_pause: AtomicBool::new(left.paused),
             unasked: AtomicBool::new(left.paused),
             ..Self::new(spec, folder)

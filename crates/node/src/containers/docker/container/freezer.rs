@@ -1,5 +1,5 @@
-//! The kernel's own word on whether a container is frozen, from its control group. Where that can't be read (another host's
-//! engine, an agent in a container), the engine's answer is waited for.
+//! The kernel's own word on whether a container is frozen, from its control group. Where that can't be read (another
+//! host's engine, an agent in a container), the engine's answer is waited for.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use futures::future::OptionFuture;
 use tokio::time::Instant;
 
 use super::freezer::Freezer;
-use super::{Container, ended_with, failed};
+use super::{Container, failed};
 use crate::containers::EngineError;
 use crate::containers::docker::api::{Api, Failure};
 use crate::containers::docker::engine::Shared;
@@ -78,9 +78,10 @@ impl Container {
             let outcome = container.change(&engine.api, &id, false).await;
             if outcome.is_ok() {
                 pausing.known = Some(false);
-            } else if !container.removal.is_cancelled() {
+            } else {
+                // Told first, if nobody has seen it run; then what has become of it is looked into.
                 drop(pausing);
-                align(&engine, &container).await;
+                tokio::spawn(async move { align(&engine, &container).await });
             }
             outcome
         });
@@ -146,12 +147,12 @@ pub(in super::super) async fn align(engine: &Arc<Shared>, container: &Arc<Contai
     let Some(id) = container.docker_id() else { return };
     let state = match engine.api.inspect(id).await {
         Ok(inspected) => inspected.state.unwrap_or_default(),
-        Err(Failure::Missing(_)) => return container.died(engine, "it was removed by somebody else".to_owned()),
+        Err(Failure::Missing(_)) => return container.died(engine, "it was removed by somebody else"),
         // The next listing looks again.
         Err(_) => return,
     };
     if state.running != Some(true) {
-        return container.died(engine, ended_with(state.exit_code));
+        return container.exited(engine, state.exit_code);
     }
     let pause = pausing.wanted;
     if state.paused == Some(pause) || container.removal.is_cancelled() {
@@ -162,7 +163,7 @@ pub(in super::super) async fn align(engine: &Arc<Shared>, container: &Arc<Contai
     let own = pausing.known.is_none() || (pause && pausing.known != Some(true));
     if !own {
         if !container.may_correct() {
-            return container.died(engine, "somebody else pauses and resumes it again and again".to_owned());
+            return container.died(engine, "somebody else pauses and resumes it again and again");
         }
         tracing::warn!(container = %container.id, pause, "somebody else changed its state: it is changed back");
     }

@@ -113,10 +113,14 @@ async fn create(
     image: &Image,
 ) -> Result<String, Failure> {
     let network = match container.stock {
-        true => Some(network::ensure(&engine.api, &engine.config.network).await.map_err(|error| match error {
-            EngineError::Indeterminate(text) => Failure::Unknown(text),
-            other => Failure::Refused(other.to_string()),
-        })?),
+        true => {
+            let network = network::ensure(&engine.api, &engine.config.network).await.map_err(|error| match error {
+                EngineError::Indeterminate(text) => Failure::Unknown(text),
+                other => Failure::Refused(other.to_string()),
+            })?;
+            engine.bar_containers().await?;
+            Some(network)
+        }
         false => None,
     };
     let body = spec::body(&engine.config, &engine.owner, spec, image.name(), &container.folder, network);

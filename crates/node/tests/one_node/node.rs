@@ -41,15 +41,18 @@ pub(crate) async fn put_with_slots(node: &Node, slots: u32) -> Arc<ActionEntry> 
     node.put_action("guest", ACTION, change, None, true).await.unwrap()
 }
 
-pub(crate) async fn invoke(node: Node, hold_ms: u64, wait: Wait) -> Result<Invoked, InvokeError> {
-    let call = Call {
+pub(crate) async fn invoke(node: Node, wait: Wait) -> Result<Invoked, InvokeError> {
+    node.invoke(call_with(&json!({})), wait).await
+}
+
+pub(crate) fn call_with(params: &serde_json::Value) -> Call {
+    Call {
         namespace: "guest".to_owned(),
         name: ACTION.to_owned(),
-        params: Bytes::from(json!({ "hold_ms": hold_ms }).to_string()),
+        params: Bytes::from(params.to_string()),
         transaction_id: "t".to_owned(),
         subject: "guest".to_owned(),
-    };
-    node.invoke(call, wait).await
+    }
 }
 
 /// How a node is started.

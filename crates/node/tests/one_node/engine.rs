@@ -30,6 +30,7 @@ struct Table {
     /// How often each activation was run.
     runs: BTreeMap<String, u32>,
     wrongs: Vec<String>,
+    released: bool,
 }
 
 #[derive(Debug)]
@@ -49,8 +50,12 @@ struct Run {
 
 #[derive(Deserialize)]
 struct Parameters {
+    /// It goes on until all are released.
     #[serde(default)]
-    hold_ms: u64,
+    held: bool,
+    /// The answer is there as soon as it is asked for.
+    #[serde(default)]
+    at_once: bool,
 }
 
 impl EchoEngine {
@@ -72,6 +77,11 @@ impl EchoEngine {
     /// What containers saw and should not have.
     pub(crate) fn wrongs(&self) -> Vec<String> {
         self.table().wrongs.clone()
+    }
+
+    /// Lets runs that are held come to their end.
+    pub(crate) fn release(&self) {
+        self.table().released = true;
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -133,9 +143,16 @@ impl Engine for EchoEngine {
     async fn run(&self, id: &str, body: Bytes, longest: Duration) -> Result<Reply, EngineError> {
         let run: Run = serde_json::from_slice(&body).map_err(|e| EngineError::Refused(e.to_string()))?;
         let running = self.begin(id, &run.activation_id)?;
+        if run.value.at_once {
+            self.change(id, |c| c.running -= 1)?;
+            return Ok(reply(&json!({"container": id, "running": running, "activation": run.activation_id})));
+        }
         let (engine, id) = (self.clone(), id.to_owned());
         let end = tokio::spawn(async move {
-            sleep(RUN + Duration::from_millis(run.value.hold_ms)).await;
+            sleep(RUN).await;
+            while run.value.held && !engine.table().released {
+                sleep(RUN).await;
+            }
             engine.change(&id, |c| c.running -= 1)?;
             Ok(reply(&json!({"container": id, "running": running, "activation": run.activation_id})))
         });
