@@ -2,7 +2,8 @@
 //!
 //! A call carries one request and its answers, in order; its request may be lost, late or arrive twice, its answers
 //! may be lost. What it promises is what a connection promises: the caller is never told a refusal that only a
-//! repeated copy met, in another life of the node or after the request was closed.
+//! repeated copy met, in another life of the node or after the request was closed; and nothing of a call that it has
+//! given up.
 
 use embermesh_core::input::{RemoteEnd, RunEnd};
 use embermesh_core::output::{
@@ -393,16 +394,10 @@ impl World {
     pub(crate) fn reply_arrives(&mut self, id: CallId, reply: Reply) {
         let Some(call) = self.calls.get_mut(&id) else { return };
         let (from, message) = (call.from, call.message.clone());
-        if self.hosts[from].node.is_none() || self.hosts[from].epoch != call.from_epoch {
+        // Nobody listens to a call any more that has failed.
+        if call.done || self.hosts[from].node.is_none() || self.hosts[from].epoch != call.from_epoch {
             return;
         }
-        // Nobody listens any more once the last send of a request has failed.
-        let given_up = call.done;
-        let retried = |c: &Call| c.from == from && !c.done && c.message.request() == message.request();
-        if given_up && !self.calls.values().any(retried) {
-            return;
-        }
-        let Some(call) = self.calls.get_mut(&id) else { return };
         // A connection delivers once: what a repeated copy is told is not for the caller.
         let told_a_copy = match reply {
             Reply::Denied { denial: Denial::WrongEpoch, .. }
