@@ -539,6 +539,7 @@ impl Node {
                     }
                 }
                 self.withdraw_advert(old, published);
+                self.forget_grants(old);
                 self.touch(&name);
             }
             Some(_) => {}

@@ -355,6 +355,11 @@ impl Advert {
         }
     }
 
+    /// Whether its node has a copy, warm or paused.
+    pub fn has_copy(&self) -> bool {
+        self.warm + self.paused > 0
+    }
+
     /// The fewest free slots that the bucket stands for.
     pub fn free_at_least(&self) -> u32 {
         match self.free_bucket {

@@ -27,7 +27,7 @@ impl<T> Barred<T> {
     fn admits(&self, from: SocketAddr) -> bool {
         let barred = self.engine.bars(from.ip());
         if barred {
-            tracing::debug!(%from, "a container called the mesh port: it gets no answer");
+            tracing::debug!(%from, "a container spoke to the mesh port: it gets no answer");
         }
         !barred
     }

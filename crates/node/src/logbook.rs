@@ -24,9 +24,13 @@ const MOST_ACTIVATIONS: usize = 10_000;
 const MOST_TOTAL_BYTES: usize = 64 << 20;
 /// Lines that no activation claimed, for one container.
 const MOST_UNCLAIMED: usize = 200;
+/// Of those that no record took, so many are logged, and of each so much.
+const MOST_LOGGED: usize = 20;
+const MOST_LOGGED_CHARS: usize = 300;
 /// Activations that a container remembers as its own.
 const MOST_RAN: usize = 1024;
-/// How long lines wait to be fetched, from the first on: longer than a run may take, and its origin to ask for them.
+/// How long lines wait to be fetched, from the first on: longer than a run may take by default (`timeout_max`), and its
+/// origin to ask for them.
 const KEPT: Duration = Duration::from_secs(600);
 /// How long the end of a run's lines may be on its way.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -45,6 +49,7 @@ pub(crate) struct LogBook {
 #[derive(Debug, Default)]
 struct Pages {
     by_activation: HashMap<String, Page>,
+    /// The oldest first; those that are taken meanwhile included.
     order: VecDeque<(Instant, String)>,
     bytes: usize,
 }
@@ -139,11 +144,16 @@ impl Pages {
         if !self.by_activation.contains_key(activation) {
             let now = Instant::now();
             while let Some((since, oldest)) = self.order.front()
-                && (self.order.len() >= MOST_ACTIVATIONS || now - *since > KEPT)
+                && (self.by_activation.len() >= MOST_ACTIVATIONS
+                    || now - *since > KEPT
+                    || !self.by_activation.contains_key(oldest))
             {
                 let oldest = oldest.clone();
                 self.remove(&oldest);
                 self.order.pop_front();
+            }
+            if self.order.len() >= 2 * MOST_ACTIVATIONS {
+                self.order.retain(|(_, activation)| self.by_activation.contains_key(activation));
             }
             self.order.push_back((now, activation.to_owned()));
         }
@@ -267,7 +277,13 @@ impl Drop for ContainerLog {
     /// With the container's last reader: no record will take what is left.
     fn drop(&mut self) {
         let mut state = self.lock();
-        for line in state.take_unclaimed() {
+        let left: Vec<String> = state.take_unclaimed().collect();
+        let skipped = left.len().saturating_sub(MOST_LOGGED);
+        if skipped > 0 {
+            tracing::info!(container = %self.id, lines = skipped, "a container wrote more after its last record");
+        }
+        for line in &left[skipped..] {
+            let line: String = line.chars().take(MOST_LOGGED_CHARS).collect();
             tracing::info!(container = %self.id, line, "a container wrote this after its last record");
         }
     }

@@ -176,7 +176,9 @@ impl Node {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(10));
             }
-            node.owned().write().remove(&container);
+            // What goes with it may be long: not under the lock.
+            let gone = node.owned().write().remove(&container);
+            drop(gone);
             node.tell(Input::RemoveEnded { container });
         });
     }

@@ -125,7 +125,7 @@ impl Node {
         } else if no_lines {
             self.records().record(stored);
         } else {
-            tokio::spawn(async move {
+            self.track(async move {
                 node.add_lines(&mut stored, &ended).await;
                 node.records().record(stored);
             });

@@ -2,7 +2,7 @@
 //! order of the rungs only breaks ties.
 //!
 //! ```text
-//! wait    (queued + 1) · S / slots; for what starts or resumes here, at least until it is there
+//! wait    (queued + 1) · S / slots; where a peer has a free slot, what starts or resumes here counts once it is there
 //! lease   rtt + resume? + P(refuse) · next; rtt more at a peer that was asked for all that adverts can tell
 //! resume  resume
 //! start   create + init
@@ -20,7 +20,7 @@ use crate::ids::{ActionId, ActivationId, Epoch, NodeId};
 use crate::output::{Attempt, Output, SendReserve};
 use crate::time::{Micros, SECOND};
 
-/// Peers that an origin asks for one activation.
+/// Times that an origin asks peers for one activation.
 const MOST_ASKED: usize = 3;
 /// Steps of one look at a backlog; the next look follows after `decide_interval`.
 const MOST_STEPS: usize = 64;
@@ -152,7 +152,8 @@ impl Node {
         let Some(action) = self.actions.get(name) else { return supply };
         let start_us = self.env.estimates.start(&action.spec.image);
         let resume_us = self.env.estimates.resume(start_us);
-        for container in action.containers.iter().filter_map(|n| self.containers.get(n)) {
+        let own = action.containers.iter().filter_map(|n| self.containers.get(n));
+        for container in own.filter(|c| c.revision == action.spec.revision) {
             match container.state() {
                 Lifecycle::Warm => supply.slots += container.slots - container.leased_slots(),
                 Lifecycle::Starting | Lifecycle::Initializing => {
@@ -255,8 +256,8 @@ impl Node {
         Some(if short { crowded + self.cfg().urgent_window_us } else { crowded })
     }
 
-    /// The cheapest peer to ask, not asked yet for the activation that would ask; of two random ones that show
-    /// free slots, the freer.
+    /// The cheapest peer to ask for the activation that would ask, which has not just asked it in vain; of two random
+    /// ones that show free slots, the freer.
     fn best_candidate(&mut self, name: &ActionId) -> Option<Candidate> {
         let action = self.actions.get(name)?;
         let asker = self.asker(name)?;
@@ -284,7 +285,8 @@ impl Node {
             let shown = adverts.and_then(|a| a.get(peer)).filter(|a| a.epoch == facts.epoch);
             let shown_free = shown.map_or(0, |a| a.free(self.now, self.cfg()));
             // What gossip shows is believed again some time after it was asked for in vain.
-            if asked.contains(peer) && (shown_free == 0 || asking.contains(&peer)) {
+            let may_serve = shown_free > 0 || shown.is_some_and(|a| a.shows_paused(self.now, self.cfg()));
+            if asked.contains(peer) && (!may_serve || asking.contains(&peer)) {
                 continue;
             }
             let candidate = |free, cost, wait_us| {

@@ -251,8 +251,8 @@ impl Node {
         let recalled = reserve.early_recalls.contains(&fence);
         let expires_at = (sent_at + ttl_us.min(self.cfg().ttl_us)) - self.cfg().margin_us;
         let current = self.peers.get(&key.0).is_some_and(|p| p.epoch == fence.epoch);
-        self.env.estimates.answered(&key.0, false);
-        if current && self.actions.get(&name).is_some_and(|a| a.spec.revision == revision) {
+        if self.tells_of_now(&key.0, fence.epoch, &name, &revision) {
+            self.env.estimates.answered(&key.0, false);
             self.count_granted(&name, &key.0, asked, slots);
         }
         if !waited && tries == 1 {
@@ -291,10 +291,30 @@ impl Node {
             self.on_recall(key.0.clone(), fence.epoch, fence);
         }
         // What the queue no longer needs goes back at once.
-        if self.held.get(&key).is_some_and(|l| l.running == 0 && l.fresh) {
-            self.give_back(&key);
-        }
+        self.give_back(&key);
         self.touch(&name);
+    }
+
+    /// Whether an answer of that life of a peer, about that revision, says anything of what gossip shows of it now.
+    fn tells_of_now(&self, owner: &NodeId, epoch: Epoch, name: &ActionId, revision: &Revision) -> bool {
+        self.peers.get(owner).is_some_and(|p| p.epoch == epoch)
+            && self.actions.get(name).is_some_and(|a| a.spec.revision == *revision)
+    }
+
+    /// An owner will not serve that, as gossip has it now.
+    fn count_refused(&mut self, message: &SendReserve) {
+        if self.tells_of_now(&message.to, message.owner_epoch, &message.action, &message.revision) {
+            self.env.estimates.answered(&message.to, true);
+            self.advert_was_wrong(&message.action, &message.to);
+        }
+    }
+
+    /// Slots that an owner was asked for are free there, as far as this node knows.
+    fn count_untaken(&mut self, reserve: &OutReserve) {
+        let SendReserve { to, owner_epoch, action, revision, .. } = &reserve.message;
+        if self.tells_of_now(to, *owner_epoch, action, revision) {
+            self.count_returned(action, to, reserve.slots);
+        }
     }
 
     pub(super) fn on_denied(&mut self, request: &RequestId, denial: Denial, hint: Option<NodeId>) {
@@ -314,12 +334,11 @@ impl Node {
             self.env.estimates.round_trip(&to, self.now.since(reserve.sent_at));
         }
         self.forget_reserving(&name, request.number);
-        self.count_returned(&name, &to, reserve.slots);
+        self.count_untaken(&reserve);
         if denial == Denial::StillComing && self.wait_again(&reserve) {
             return self.touch(&name);
         }
-        self.env.estimates.answered(&to, true);
-        self.advert_was_wrong(&name, &to);
+        self.count_refused(&reserve.message);
         if let Some(id) = reserve.run {
             // Neither another epoch nor one that has closed the number can speak for an earlier copy.
             if reserve.unsure && matches!(denial, Denial::WrongEpoch | Denial::StaleRequest) {
@@ -376,8 +395,7 @@ impl Node {
         let reserve = reserve.clone();
         self.close_request(request.number);
         let name = reserve.message.action.clone();
-        self.env.estimates.answered(&reserve.message.to, true);
-        self.advert_was_wrong(&name, &reserve.message.to);
+        self.count_refused(&reserve.message);
         self.forget_reserving(&name, request.number);
         match reserve.run {
             Some(id) if unsure => self.indeterminate(id),
@@ -393,12 +411,12 @@ impl Node {
             return;
         }
         let Some(OutRequest::Reserve(reserve)) = self.requests.get(&request.number) else { return };
-        let (to, name) = (reserve.message.to.clone(), reserve.message.action.clone());
-        let (slots, activation) = (reserve.slots, reserve.run);
+        let reserve = reserve.clone();
+        let name = reserve.message.action.clone();
         self.drop_request(request.number);
-        self.count_returned(&name, &to, slots);
+        self.count_untaken(&reserve);
         self.forget_reserving(&name, request.number);
-        if let Some(id) = activation {
+        if let Some(id) = reserve.run {
             self.withdrawn(id);
         }
         self.touch(&name);

@@ -98,7 +98,7 @@ impl Node {
         let known = !action.containers.is_empty()
             || !action.held.is_empty()
             || action.starts_queued > 0
-            || self.adverts.get(&hash).is_some_and(|a| a.values().any(|p| p.advert.warm + p.advert.paused > 0));
+            || self.adverts.get(&hash).is_some_and(|a| a.values().any(|p| p.advert.has_copy()));
         if alone || known {
             return self.request_start(name);
         }
@@ -138,7 +138,8 @@ impl Node {
     pub(super) fn on_notice(&mut self, from: NodeId, from_epoch: Epoch, hash: ActionHash, plan: Plan) {
         // This node's own start counts as well: it need not ask itself when it already has one.
         let own = self.actions.values().find(|a| a.hash == hash).is_some_and(|a| {
-            let mut containers = a.containers.iter().filter_map(|n| self.containers.get(n));
+            let own = a.containers.iter().filter_map(|n| self.containers.get(n));
+            let mut containers = own.filter(|c| c.revision == a.spec.revision);
             let coming = |c: &Container| matches!(c.state(), Lifecycle::Starting | Lifecycle::Initializing);
             a.starts_queued > 0 || containers.any(|c| coming(c) || c.free() > 0)
         });

@@ -28,8 +28,7 @@ impl Node {
     pub(super) fn open_intent(&mut self, number: u64, kind: IntentKind, cause: Cause) -> Option<IntentId> {
         let last_copy = self.is_last_copy(number);
         let id = self.container_id(number);
-        let (now, window_us) =
-            (self.now, if cause == Cause::Memory { self.cfg().urgent_window_us } else { self.cfg().window_us });
+        let (now, window_us) = (self.now, self.window_us(cause));
         let container = self.containers.get_mut(&number)?;
         if container.intent.is_some() || now < container.rounds.hold_until {
             return None;
@@ -63,11 +62,16 @@ impl Node {
         Some(intent)
     }
 
+    pub(super) fn window_us(&self, cause: Cause) -> Micros {
+        if cause == Cause::Memory { self.cfg().urgent_window_us } else { self.cfg().window_us }
+    }
+
     pub(super) fn handle_intent_request(&mut self, number: u64, kind: IntentKind, force: bool) {
         let answer = self.check_intent_request(number, kind, force);
         let answer = match answer {
             Err(problem) => Err(problem),
-            Ok(()) if force => {
+            // Only the end of a container can be forced.
+            Ok(()) if force && kind == IntentKind::Remove => {
                 let round = self.containers.get(&number).map_or(0, |c| c.rounds.last());
                 self.emit(Output::IntentAnswer {
                     container: number,

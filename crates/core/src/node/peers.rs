@@ -35,11 +35,14 @@ impl Peer {
     }
 }
 
+/// As slots taken: the peer refused, whatever it shows.
+const REFUSED: u32 = u32::MAX;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct PeerAdvert {
     pub(super) epoch: Epoch,
     pub(super) advert: Advert,
-    /// Slots that we asked for and gossip has not shown yet; forgotten when it should have.
+    /// Slots that we asked for and gossip has not shown yet, or [`REFUSED`]; forgotten when it should have.
     taken: u32,
     taken_at: Time,
     /// From gossip; else from a grant, which came before gossip told of the container.
@@ -53,7 +56,12 @@ impl PeerAdvert {
 
     /// All that it certainly shows is asked for, and an answer may tell that there is more: adverts count to four.
     pub(super) fn may_have_more(&self, now: Time, cfg: &Config) -> bool {
-        self.shows_many() && self.taken(now, cfg) != u32::MAX
+        self.shows_many() && self.taken(now, cfg) != REFUSED
+    }
+
+    /// A container that it may resume for us.
+    pub(super) fn shows_paused(&self, now: Time, cfg: &Config) -> bool {
+        self.advert.paused > 0 && self.taken(now, cfg) != REFUSED
     }
 
     /// A container with so many slots that were granted here, and others that may be free.
@@ -109,9 +117,12 @@ impl Node {
                 if self.peers.len() >= MOST_PEERS {
                     let idle = self.peers.iter().find(|(_, p)| !p.live && p.open.is_empty()).map(|(n, _)| n.clone());
                     match idle {
-                        Some(idle) => self.peers.remove(&idle),
+                        Some(idle) => {
+                            self.peers.remove(&idle);
+                            self.env.estimates.forget_peer(&idle);
+                        }
                         None => return,
-                    };
+                    }
                 }
                 self.peers.insert(name.clone(), Peer::new(epoch));
             }
@@ -170,12 +181,17 @@ impl Node {
             self.count_gossiped(&name, |count| count + 1);
         }
         self.tell(|_| What::AdvertTaken { peer: name.clone(), epoch });
-        self.adverts
-            .entry(hash)
-            .or_default()
-            .insert(name.clone(), PeerAdvert { epoch, advert, taken: 0, taken_at: Time::default(), gossiped: true });
-        let waiting = self.actions.iter().find(|(_, a)| a.hash == hash && !a.queue.is_empty()).map(|(n, _)| n.clone());
-        if let Some(action) = waiting {
+        let told = PeerAdvert { epoch, advert, taken: 0, taken_at: Time::default(), gossiped: true };
+        let before = self.adverts.entry(hash).or_default().insert(name.clone(), told);
+        let Some((action, state)) = self.actions.iter().find(|(_, a)| a.hash == hash) else { return };
+        let action = action.clone();
+        if advert.has_copy() && !before.is_some_and(|before| before.advert.has_copy()) {
+            // What is paused here may be spare from now on, and kept shorter.
+            for number in state.containers.iter().copied().collect::<Vec<_>>() {
+                self.arm_idle(number);
+            }
+        }
+        if self.actions.get(&action).is_some_and(|a| !a.queue.is_empty()) {
             if advert.free_bucket > 0 || advert.paused > 0 {
                 self.may_ask_again(&action, &name);
             }
@@ -215,8 +231,8 @@ impl Node {
             if advert.free(now, &cfg) == advert.advert.free_at_least() {
                 advert.taken = 0;
             }
-            if advert.taken != u32::MAX {
-                advert.taken = advert.taken.saturating_add(slots).min(u32::MAX - 1);
+            if advert.taken != REFUSED {
+                advert.taken = advert.taken.saturating_add(slots).min(REFUSED - 1);
                 advert.taken_at = now;
             }
         }
@@ -228,7 +244,7 @@ impl Node {
     pub(super) fn count_granted(&mut self, name: &ActionId, peer: &NodeId, asked: u32, granted: u32) {
         let now = self.now;
         let Some((hash, concurrency)) = self.actions.get(name).map(|a| (a.hash, a.spec.concurrency)) else { return };
-        let Some(epoch) = self.peers.get(peer).map(|p| p.epoch) else { return };
+        let Some(epoch) = self.peers.get(peer).filter(|p| p.live).map(|p| p.epoch) else { return };
         let told = self.adverts.entry(hash).or_default().entry(peer.clone()).or_insert_with(|| PeerAdvert {
             epoch,
             advert: Advert::default(),
@@ -239,7 +255,7 @@ impl Node {
         if told.advert.warm == 0 && told.advert.free_bucket == 0 {
             told.show(granted, if granted < asked { 0 } else { concurrency.saturating_sub(granted) });
             told.taken_at = now;
-        } else if told.taken == u32::MAX {
+        } else if told.taken == REFUSED {
             told.taken = 0;
         } else {
             // What it has not given there may be in another container of its.
@@ -260,7 +276,7 @@ impl Node {
 
     /// Slots that we gave back are free again.
     pub(super) fn count_returned(&mut self, name: &ActionId, peer: &NodeId, slots: u32) {
-        if let Some(advert) = self.advert_of(name, peer).filter(|a| a.taken != u32::MAX) {
+        if let Some(advert) = self.advert_of(name, peer).filter(|a| a.taken != REFUSED) {
             advert.taken = advert.taken.saturating_sub(slots);
         }
     }
@@ -269,7 +285,7 @@ impl Node {
     pub(super) fn advert_was_wrong(&mut self, name: &ActionId, peer: &NodeId) {
         let now = self.now;
         let Some(advert) = self.advert_of(name, peer) else { return };
-        (advert.taken, advert.taken_at) = (u32::MAX, now);
+        (advert.taken, advert.taken_at) = (REFUSED, now);
         if !advert.gossiped
             && let Some(hash) = self.actions.get(name).map(|a| a.hash)
             && let Some(adverts) = self.adverts.get_mut(&hash)
@@ -317,8 +333,7 @@ impl Node {
         let others = self.adverts.get(&hash).into_iter().flatten();
         others
             .filter(|(n, a)| {
-                a.advert.warm + a.advert.paused > 0
-                    && self.peers.get(*n).is_some_and(|p| p.live && !p.draining && p.epoch == a.epoch)
+                a.advert.has_copy() && self.peers.get(*n).is_some_and(|p| p.live && !p.draining && p.epoch == a.epoch)
             })
             .all(|(n, _)| (hash.weight(n), n) < own)
     }

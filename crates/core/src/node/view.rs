@@ -83,7 +83,7 @@ impl Node {
                     round: intent.round,
                     kind: intent.kind,
                     urgent: intent.urgent(),
-                    window_us: self.cfg().window_us,
+                    window_us: self.window_us(intent.cause),
                     last_copy: self.is_last_copy(*number),
                 },
                 action: Some(container.action.clone()),

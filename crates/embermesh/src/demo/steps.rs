@@ -306,8 +306,8 @@ async fn leased(node: &LocalNode, name: &str) -> anyhow::Result<u32> {
     Ok(granted.iter().filter(|lease| lease.action == name).map(|lease| lease.slots).sum())
 }
 
-/// Does a step, and once more on a new container of its action where a busy machine got in its way: a node that hears
-/// late of a container starts one of its own, and uses that.
+/// Does a step, up to three times in all, each on a new container of its action, where a busy machine gets in its way: a
+/// node that hears late of a container starts one of its own, and uses that.
 async fn tried<T>(mesh: &LocalMesh, action: &str, step: impl AsyncFn() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let (first, _) = split(mesh)?;
     for _ in 1..TRIES {
@@ -315,6 +315,7 @@ async fn tried<T>(mesh: &LocalMesh, action: &str, step: impl AsyncFn() -> anyhow
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
+        tracing::info!(action, error = %failed, "a step of the demo is done again");
         if first.delete(action).await.is_err() {
             return Err(failed);
         }

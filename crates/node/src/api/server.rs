@@ -111,7 +111,7 @@ impl<B: Fn(IpAddr) -> bool> Connections<B> {
     fn take_in_the_rest(&mut self, listener: TcpListener) {
         SockRef::from(&listener).attach_filter(&NO_NEW_CONNECTIONS).ok();
         let Ok(listener) = listener.into_std() else { return };
-        loop {
+        while self.all.len() < MAX_CONNECTIONS {
             let (stream, from) = match listener.accept() {
                 Ok(accepted) => accepted,
                 Err(error) if concerns_one_connection(&error) => continue,

@@ -72,6 +72,21 @@ async fn what_a_run_wrote_at_its_beginning_is_there_minutes_later_whatever_other
 }
 
 #[tokio::test]
+async fn lines_that_wait_do_not_make_way_for_those_of_runs_that_have_taken_theirs() {
+    let (book, log) = container(2, 1000);
+    log.run_begins("long");
+    log.line(Stream::Stdout, Some("long"), "it begins");
+    for n in 0..3 * MOST_ACTIVATIONS {
+        let short = format!("short-{n}");
+        log.run_begins(&short);
+        log.line(Stream::Stdout, Some(&short), "hello");
+        assert_eq!(book.lines(&short).len(), 1);
+    }
+    assert!(book.lock().order.len() <= 2 * MOST_ACTIVATIONS);
+    assert_eq!(book.lines("long").len(), 1);
+}
+
+#[tokio::test]
 async fn a_line_that_names_an_activation_of_another_container_is_not_believed() {
     let (book, log) = container(4, 1000);
     log.line(Stream::Stdout, Some("stranger"), "forged");

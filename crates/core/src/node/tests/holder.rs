@@ -120,6 +120,32 @@ fn a_grant_that_the_queue_needs_no_more_goes_back_at_once() {
 }
 
 #[test]
+fn slots_granted_beside_a_run_that_the_queue_needs_no_more_go_back_at_once() {
+    let mut rig = Rig::without_memory();
+    let spec = spec(50);
+    rig.invoke(1, &spec);
+    rig.invoke(2, &spec);
+    rig.peer("n2");
+    let reserve = reserved(&rig.advert("n2", &spec, FREE)).unwrap();
+    assert_eq!((reserve.slots, reserve.run), (2, Some(attempt(1))));
+    rig.tell(Input::InvokeCancelled { activation: ActivationId(2) });
+    let fence = Fence { epoch: Epoch(1), counter: 9 };
+    assert_eq!(released(&rig.tell(granted_by("n2", &reserve, fence, 2))), Some((fence, 1)));
+}
+
+#[test]
+fn a_refusal_of_an_owners_life_before_says_nothing_of_what_gossip_shows_of_it_now() {
+    let mut rig = Rig::without_memory();
+    let spec = spec(50);
+    let reserve = carried(&mut rig, &spec);
+    rig.tell(Input::PeerUp { peer: NodeId::new("n2"), epoch: Epoch(2) });
+    let (peer, hash) = (NodeId::new("n2"), spec.action_hash());
+    rig.tell(Input::AdvertReceived { peer, epoch: Epoch(2), hash, advert: FREE });
+    let again = reserved(&rig.tell(failed(&reserve.request, true))).unwrap();
+    assert_eq!((again.owner_epoch, again.run), (Epoch(2), Some(attempt(1))));
+}
+
+#[test]
 fn a_recalled_lease_goes_back_when_its_run_has_ended_and_takes_no_other() {
     let mut rig = Rig::new();
     let spec = spec(1);

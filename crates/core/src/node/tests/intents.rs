@@ -325,6 +325,15 @@ fn with_force_an_operator_asks_nobody() {
 }
 
 #[test]
+fn a_pause_that_an_operator_asks_for_is_asked_of_the_peers_whatever_force_says() {
+    let mut rig = Rig::new();
+    let container = rig.warm(&spec(1));
+    let out = rig.tell(Input::IntentRequested { container, kind: IntentKind::Pause, force: true });
+    assert!(notice(&out).is_some(), "{out:?}");
+    assert_eq!(rig.state(container), Some(Lifecycle::Warm));
+}
+
+#[test]
 fn a_peer_with_work_on_the_way_vetoes_and_one_without_does_not() {
     let mut rig = Rig::new();
     let spec = spec(1);
@@ -373,6 +382,20 @@ fn of_two_copies_one_owner_is_the_keeper_and_the_other_counts_its_own_as_spare()
         *(if first { &mut keeper } else { &mut spare }) += 1;
     }
     assert!(keeper > 0 && spare > 0);
+}
+
+#[test]
+fn a_paused_copy_that_becomes_spare_is_kept_no_longer_than_a_spare_one() {
+    let (mut rig, spec, container) = idle();
+    rig.pass(SECOND);
+    rig.tell(Input::PauseEnded { container, ok: true });
+    rig.pass(100 * SECOND);
+    let weight = |name: &str| spec.action_hash().weight(&NodeId::new(name));
+    let keeper = (2..).map(|n| format!("n{n}")).find(|name| weight(name) > weight("n1")).unwrap();
+    rig.peer(&keeper);
+    rig.advert(&keeper, &spec, FREE);
+    assert_eq!(opened(&rig.pass(200 * SECOND - 1)), None);
+    assert_eq!(opened(&rig.pass(1)), Some((2, IntentKind::Remove)));
 }
 
 #[test]

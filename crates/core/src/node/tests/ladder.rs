@@ -59,7 +59,7 @@ fn a_large_body_follows_its_grant() {
 }
 
 #[test]
-fn an_activation_asks_three_peers_at_most_and_each_once() {
+fn an_activation_asks_three_peers_at_most_and_the_same_one_not_at_once_again() {
     let mut rig = Rig::new();
     let spec = spec(1);
     for peer in ["n2", "n3", "n4", "n5", "n6"] {
@@ -368,6 +368,19 @@ fn who_asked_in_vain_as_a_container_was_being_paused_asks_again_once_gossip_show
     let (mut rig, spec) = denied_without_room();
     let out = rig.advert("n2", &spec, Advert { warm: 0, paused: 1, starting: 0, free_bucket: 0 });
     assert!(reserved(&out).is_some_and(|reserve| reserve.wait_us > 0), "{out:?}");
+}
+
+#[test]
+fn who_asked_in_vain_asks_again_for_a_container_that_gossip_showed_as_paused_before_the_refusal_came() {
+    let mut rig = Rig::without_memory();
+    let spec = spec(1);
+    rig.peer("n2");
+    rig.advert("n2", &spec, Advert { free_bucket: 1, ..FREE });
+    let reserve = reserved(&rig.invoke(1, &spec)).unwrap();
+    rig.advert("n2", &spec, Advert { warm: 0, paused: 1, starting: 0, free_bucket: 0 });
+    assert_eq!(reserved(&rig.tell(denied(&reserve, None))), None);
+    let again = reserved(&rig.pass(2 * SECOND)).unwrap();
+    assert!(again.wait_us > 0, "{again:?}");
 }
 
 #[test]

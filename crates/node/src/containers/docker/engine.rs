@@ -51,7 +51,7 @@ pub(super) struct Shared {
     /// Why the engine can't be asked for anything.
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) stop: CancellationToken,
-    /// Whose calls no agent of this host answers.
+    /// Whose calls no agent of this host answers that uses this engine.
     barred: RwLock<Vec<Subnet>>,
     listing_networks: AsyncMutex<()>,
     /// They could not be listed the last time, which has been told.

@@ -178,6 +178,10 @@ impl ImageStore {
     }
 
     async fn pull(&self, name: &str) -> Result<(), EngineError> {
+        // What the engine missed may have been something else.
+        if self.config.pull == Pull::Missing && self.has(name).await {
+            return Ok(());
+        }
         // Else a few images that are slow to come would stop all starts of the node.
         let Ok(_waits) = timeout(PULL_TURN, self.waiting.acquire()).await else {
             return Err(EngineError::Busy(format!(
@@ -187,8 +191,7 @@ impl ImageStore {
         let alone = self.pull_lock(name);
         let _alone = alone.lock().await;
         // Somebody else pulled it while this one waited.
-        if self.config.pull == Pull::Missing && self.api.within(LOOK, self.api.docker.inspect_image(name)).await.is_ok()
-        {
+        if self.config.pull == Pull::Missing && self.has(name).await {
             return Ok(());
         }
         let began = Instant::now();

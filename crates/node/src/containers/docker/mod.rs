@@ -59,7 +59,8 @@ pub struct DockerEngineConfig {
     pub pull: Pull,
     /// The longest that pulling an image may take.
     pub pull_timeout: Duration,
-    /// Containers that are made at a time: of several, one is never taken by a start that waits for an image.
+    /// Containers that are made at a time: of several, no start that waits for an image has the last one for
+    /// more than 2 s.
     pub parallel_starts: usize,
     /// From its start until a container accepts connections.
     pub start_timeout: Duration,

@@ -1,4 +1,5 @@
-//! The bridge of containers that serve TCP: they reach the world, and neither each other nor an agent of this host.
+//! The bridge of containers that serve TCP: they reach the world, and neither each other nor an agent of this host that
+//! uses this engine.
 //!
 //! That they don't reach each other is the bridge's doing (`enable_icc`). This host's own addresses they do reach, any of
 //! them, under their own address: by that an agent knows them, and does not answer.
@@ -53,11 +54,18 @@ pub(super) async fn subnets(api: &Api, name: &str) -> Result<Vec<Subnet>, Failur
     let ours = networks.into_iter().filter(|network| named(network) || is_an_agents(network));
     let mut subnets = Vec::new();
     for network in ours {
+        let own = network.name.as_deref() == Some(name);
         if network.enable_ipv6 == Some(true) {
             subnets.push(LINK_LOCAL);
         }
         let ranges = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+        let before = subnets.len();
         subnets.extend(ranges.into_iter().filter_map(|range| range.subnet?.parse::<Subnet>().ok()));
+        if own && subnets.len() == before {
+            return Err(Failure::Refused(format!(
+                "the network `{name}` tells no subnet, so that calls of its containers could not be told apart"
+            )));
+        }
     }
     Ok(subnets)
 }
