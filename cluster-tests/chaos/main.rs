@@ -4,6 +4,8 @@
 mod bad_input;
 mod endings;
 mod examples;
+#[path = "../support/program.rs"]
+mod program;
 mod reports;
 mod runs;
 #[path = "../support/skip.rs"]

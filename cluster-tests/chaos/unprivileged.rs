@@ -4,6 +4,7 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
+use crate::program;
 use crate::tool::{Tool, verdicts};
 
 const NOBODY: u32 = 65534;
@@ -43,7 +44,7 @@ fn of_nobody() -> Option<Tool> {
         return None;
     }
     let tool = Tool::new();
-    std::fs::copy(env!("CARGO_BIN_EXE_embermesh"), tool.path("embermesh")).unwrap();
+    program::copy_to(&tool.path("embermesh"));
     for own in ["", "tmp"] {
         chown(tool.path(own), Some(NOBODY), Some(NOBODY)).unwrap();
     }

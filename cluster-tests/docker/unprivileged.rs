@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::engine::{Docker, is_here, settings};
 use crate::relay::Relay;
 use crate::support::api::Api;
-use crate::support::{Place, SOON, Settings, skipped, soon, within};
+use crate::support::{Place, SOON, Settings, program, skipped, soon, within};
 
 const NOBODY: u32 = 65534;
 
@@ -17,7 +17,7 @@ const NOBODY: u32 = 65534;
 fn spawn(place: &Place, agent: &Settings, env: &[(&str, &str)]) -> Child {
     chown(place.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     let binary = place.file("embermesh");
-    std::fs::copy(env!("CARGO_BIN_EXE_embermesh"), &binary).unwrap();
+    program::copy_to(&binary);
     let mut command = Command::new(&binary);
     command.args(agent.command().get_args()).arg("--until-stdin-closes");
     command.env_clear().envs(env.iter().copied()).uid(NOBODY).gid(NOBODY);

@@ -10,6 +10,7 @@ pub(crate) mod clients;
 pub(crate) mod mesh;
 pub(crate) mod network;
 pub(crate) mod place;
+pub(crate) mod program;
 pub(crate) mod skip;
 
 use std::sync::Barrier;
